@@ -1,0 +1,44 @@
+# make quickstart   the whole path on this machine, from archetypes to the axis, and the page that shows it
+# make test         all tests          make check   lint, formatting, types
+# Each does its own set-up: a virtual environment in .venv, made once and again whenever the pins change.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+# One thread for each process: two OpenMP threads on two busy cores stand in each other's way.
+export OMP_NUM_THREADS ?= 1
+export RAY_USAGE_STATS_ENABLED ?= 0
+export HF_HUB_OFFLINE ?= 1
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+.PHONY: quickstart test check format install clean
+
+quickstart: $(STAMP)
+	$(BIN)/persona-ray quickstart
+
+test: $(STAMP).dev
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+check: $(STAMP).dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(STAMP).dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+install: $(STAMP).dev
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[engine]'
+	touch $@
+
+$(STAMP).dev: $(STAMP)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[engine,readers,dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis persona-ray-quickstart

@@ -1,0 +1,254 @@
+"""The job file: one YAML document is one complete job, checked by one schema.
+
+Complete, frozen, and closed: every key has a default but `model.id` and `store.url`, unknown keys are refused, and so is
+a value whose code does not exist yet. What is checked here needs neither network, weights nor cluster.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from persona_ray.errors import InputError
+
+
+def _not_yet(*values: object) -> BeforeValidator:
+    """Refuses values that the schema names but no code serves."""
+
+    def refuse(value: object) -> object:
+        if value in values:
+            raise ValueError(f"{value!r} is not available in this version")
+        return value
+
+    return BeforeValidator(refuse)
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
+
+
+class ModelConfig(_Section):
+    """Which model, and how its numbers are computed."""
+
+    id: str = Field(min_length=1, description="Hub name, local folder, or `builtin:tiny-persona` (shipped with the package).")
+    revision: str | None = Field(None, description="Branch, tag or commit of a hub model.")
+    dtype: Literal["bfloat16", "float16", "float32"] = Field("bfloat16", description="Number format of the forward pass.")
+    attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = Field(
+        "auto", description="Attention kernel. auto: the fastest of eager and sdpa that has the model's own semantics."
+    )
+    kind: Annotated[Literal["instruct", "base"], _not_yet("base")] = Field("instruct", description="base: a model without chat template.")
+    trust_remote_code: Annotated[bool, _not_yet(True)] = Field(False, description="Run code that comes with the model.")
+
+
+class ShardsConfig(_Section):
+    """How the model is cut over Ray actors. Never binds a store: any cut gives the same rows."""
+
+    stages: int = Field(1, ge=1, description="Pipeline stages: contiguous decoder blocks, one actor each.")
+    tensor_parallel: Literal[1] = Field(1, description="Ranks per stage; only 1 in this version.")
+    replicas: int | Literal["auto"] = Field("auto", description="Copies of the model. auto: as many as the cluster's GPUs hold; 1 on CPU.")
+    gpus_per_shard: float = Field(1, ge=0, description="GPUs of each actor; 0 = CPU.")
+    accelerator: str | None = Field(None, description="Ray accelerator type that every actor needs, e.g. H100.")
+    batch_tokens: int | Literal["auto"] = Field("auto", description="Padded tokens per forward batch.")
+
+    @model_validator(mode="after")
+    def _positive(self) -> Self:
+        for name in ("replicas", "batch_tokens"):
+            value = getattr(self, name)
+            if value != "auto" and value < 1:
+                raise ValueError(f"{name} must be at least 1, or auto")
+        return self
+
+
+class CatalogConfig(_Section):
+    """Which characters are asked what."""
+
+    source: str = Field("builtin", description="builtin, or a folder or file of your own (README: your own catalogue).")
+    archetypes: Literal["all"] | tuple[str, ...] = Field(
+        "all", description="all, or a list of names. The default Assistant always takes part."
+    )
+    system_prompts: int = Field(5, ge=1, description="The first n system prompts of every archetype.")
+    questions: int = Field(240, ge=1, description="n questions, spread evenly over the catalogue.")
+    samples: int = Field(1, ge=1, description="Answers per archetype, system prompt and question.")
+
+
+class RolloutsConfig(_Section):
+    """Where the conversations come from."""
+
+    source: Annotated[Literal["generate", "import", "endpoint"], _not_yet("endpoint")] = "generate"
+    path: str | None = Field(None, description="Import: folder of {archetype}.jsonl in the published layout.")
+    max_new_tokens: int = Field(512, ge=1)
+    temperature: float = Field(0.7, ge=0, description="0 = greedy.")
+    top_p: float = Field(0.9, gt=0, le=1)
+    seed: int = Field(0, ge=0)
+    thinking: Annotated[bool, _not_yet(True)] = Field(False, description="Chat-template option enable_thinking.")
+
+    @model_validator(mode="after")
+    def _import_has_path(self) -> Self:
+        if (self.source == "import") != (self.path is not None):
+            raise ValueError("path belongs to source: import, and source: import needs a path")
+        return self
+
+
+class EveryNth(_Section):
+    """Layers 0, n, 2n, ..."""
+
+    stride: int = Field(ge=1)
+
+
+class CaptureConfig(_Section):
+    """Which activations are kept."""
+
+    layers: Literal["all"] | tuple[int, ...] | EveryNth = Field("all", description="all, a list of decoder blocks, or {stride: n}.")
+    max_length: int = Field(2048, ge=2, description="Longer conversations (tokens) are refused, never cut.")
+
+    def wanted_layers(self, num_layers: int) -> Iterable[int]:
+        """What `layers` means for a model of `num_layers` decoder blocks; not checked against it."""
+        if self.layers == "all":
+            return range(num_layers)
+        if isinstance(self.layers, EveryNth):
+            return range(0, num_layers, self.layers.stride)
+        return self.layers
+
+
+class StoreConfig(_Section):
+    """Where the activations go."""
+
+    url: str = Field(min_length=1, description="Folder, file:, s3:, gs: or az: URL.")
+    dtype: Annotated[Literal["bf16-exact", "float32", "bfloat16"], _not_yet("bfloat16")] = Field(
+        "bf16-exact", description="bf16-exact: values rounded to bfloat16 in a float32 array."
+    )
+    unit_rows: int | Literal["auto"] = Field("auto", description="Rows committed together. auto: what fills a shard, at most 256.")
+    client: Annotated[Literal["auto", "obstore", "fsspec"], _not_yet("fsspec")] = "auto"
+
+    @model_validator(mode="after")
+    def _usable(self) -> Self:
+        if self.url.startswith("memory:"):
+            raise ValueError("a memory: store lives in one process only; give a folder or an object-store URL")
+        if self.unit_rows != "auto" and self.unit_rows < 1:
+            raise ValueError("unit_rows must be at least 1, or auto")
+        return self
+
+
+class JudgeConfig(_Section):
+    """Who says how far an answer is in its role."""
+
+    backend: Annotated[Literal["none", "scores", "lexicon", "endpoint", "local"], _not_yet("endpoint", "local")] = "none"
+    path: str | None = Field(None, description="scores: folder of {archetype}.json; lexicon: a JSON file (default: the model's own).")
+
+    @model_validator(mode="after")
+    def _path_fits(self) -> Self:
+        if self.backend == "scores" and self.path is None:
+            raise ValueError("backend scores needs a path: a folder of {archetype}.json")
+        if self.backend == "none" and self.path is not None:
+            raise ValueError("path is set, but backend is none")
+        return self
+
+
+class ReduceConfig(_Section):
+    """From rows to directions."""
+
+    preset: Annotated[Literal["paper", "published-code"], _not_yet("published-code")] = "paper"
+    min_score: int = Field(3, ge=0, le=3, description="Rows of a role vector need at least this score; ignored without a judge.")
+    min_count: int = Field(10, ge=1, description="An archetype with fewer such rows has no role vector.")
+    rank: int = Field(64, ge=1, description="Principal components kept, at most.")
+    stop: None = Field(None, description="Convergence rule; not in this version.")
+
+
+class LimitsConfig(_Section):
+    """Where a run stops cleanly. Not in this version."""
+
+    hours: None = None
+    rows: None = None
+    money: None = None
+
+
+class Job(_Section):
+    """One complete job."""
+
+    name: str = Field("persona-ray", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    model: ModelConfig
+    shards: ShardsConfig = ShardsConfig()
+    catalog: CatalogConfig = CatalogConfig()
+    rollouts: RolloutsConfig = RolloutsConfig()
+    capture: CaptureConfig = CaptureConfig()
+    store: StoreConfig
+    judge: JudgeConfig = JudgeConfig()
+    reduce: ReduceConfig = ReduceConfig()
+    limits: LimitsConfig = LimitsConfig()
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return self.model_dump(mode="json")
+
+
+def job_schema() -> dict[str, Any]:
+    """The job file's JSON Schema, for editors."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Job.model_json_schema()}
+
+
+def load_job(path: str | Path, overrides: Sequence[str] = ()) -> Job:
+    """The job in the YAML file at `path`, with `key.sub=value` overrides (values are YAML). Raises InputError."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read as a job file ({error})") from error
+    try:
+        document = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(document, dict):
+        raise InputError(f"{path}: a job file is a YAML mapping with at least model and store")
+    for override in overrides:
+        _apply(document, override)
+    return parse_job(document, where=str(path))
+
+
+def parse_job(document: Mapping[str, Any], where: str = "job") -> Job:
+    """`document` as a job, or InputError with one line that names the key."""
+    try:
+        return Job.model_validate(document)
+    except ValidationError as error:
+        raise InputError(f"{where}: {_in_words(error)}") from error
+
+
+def _apply(document: dict[str, Any], override: str) -> None:
+    key, equals, value = override.partition("=")
+    if not equals or not key:
+        raise InputError(f"--set {override}: expected key=value, for example --set shards.stages=2")
+    *parents, last = key.split(".")
+    section = document
+    for parent in parents:
+        child = section.setdefault(parent, {})
+        if not isinstance(child, dict):
+            raise InputError(f"--set {override}: {parent} is not a section")
+        section = child
+    try:
+        section[last] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise InputError(f"--set {override}: the value is not YAML") from error
+
+
+_COMPLAINTS = {
+    "extra_forbidden": "unknown key",
+    "missing": "is required",
+    "none_required": "is not available in this version, leave it null",
+}
+
+
+def _in_words(error: ValidationError) -> str:
+    """The first complaint of every wrong key, on one line."""
+    complaints: dict[str, str] = {}
+    for item in error.errors():
+        place = ".".join(str(part) for part in item["loc"] if not _is_union_member(part))
+        text = _COMPLAINTS.get(item["type"]) or item["msg"].removeprefix("Value error, ")
+        complaints.setdefault(place or "job", text[:1].lower() + text[1:])
+    return "; ".join(f"{place}: {text}" for place, text in complaints.items())
+
+
+def _is_union_member(part: int | str) -> bool:
+    """Pydantic puts the tried member of a union into the path; people did not write it."""
+    return isinstance(part, str) and (part.startswith(("literal[", "tuple[", "function-")) or part in {"int", "str", "none", "EveryNth"})

@@ -1,0 +1,137 @@
+"""The job file: complete, closed, and refused in words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+
+from persona_ray.config import Job, job_schema, load_job, parse_job
+from persona_ray.errors import InputError
+
+ROOT = Path(__file__).parents[1]
+LEAST = {"model": {"id": "m"}, "store": {"url": "s"}}
+JOBS = sorted((ROOT / "jobs").glob("*.yaml"))
+JOB_FILES = [path for path in JOBS if "model" in yaml.safe_load(path.read_text(encoding="utf-8"))]
+
+
+def test_there_are_job_files() -> None:
+    assert "quickstart.yaml" in [path.name for path in JOB_FILES]
+
+
+@pytest.mark.parametrize("path", JOB_FILES, ids=lambda path: path.name)
+def test_every_job_file_fits_the_schema_and_the_parser(path: Path) -> None:
+    jsonschema.Draft202012Validator.check_schema(job_schema())
+    jsonschema.validate(yaml.safe_load(path.read_text(encoding="utf-8")), job_schema())
+    assert load_job(path).name
+
+
+def test_defaults_are_those_of_the_design() -> None:
+    job = parse_job(LEAST)
+    assert job.as_dict() == {
+        "name": "persona-ray",
+        "model": {"id": "m", "revision": None, "dtype": "bfloat16", "attention": "auto", "kind": "instruct", "trust_remote_code": False},
+        "shards": {
+            "stages": 1,
+            "tensor_parallel": 1,
+            "replicas": "auto",
+            "gpus_per_shard": 1.0,
+            "accelerator": None,
+            "batch_tokens": "auto",
+        },
+        "catalog": {"source": "builtin", "archetypes": "all", "system_prompts": 5, "questions": 240, "samples": 1},
+        "rollouts": {
+            "source": "generate",
+            "path": None,
+            "max_new_tokens": 512,
+            "temperature": 0.7,
+            "top_p": 0.9,
+            "seed": 0,
+            "thinking": False,
+        },
+        "capture": {"layers": "all", "max_length": 2048},
+        "store": {"url": "s", "dtype": "bf16-exact", "unit_rows": "auto", "client": "auto"},
+        "judge": {"backend": "none", "path": None},
+        "reduce": {"preset": "paper", "min_score": 3, "min_count": 10, "rank": 64, "stop": None},
+        "limits": {"hours": None, "rows": None, "money": None},
+    }
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"model": {}}, "model.id: is required"),
+        ({"store": None}, "store: "),
+        ({"modle": {"id": "m"}}, "modle: unknown key"),
+        ({"shards": {"stagse": 2}}, "shards.stagse: unknown key"),
+        ({"shards": {"stages": 0}}, "shards.stages: "),
+        ({"shards": {"tensor_parallel": 2}}, "shards.tensor_parallel: "),
+        ({"shards": {"replicas": 0}}, "replicas must be at least 1, or auto"),
+        ({"rollouts": {"source": "endpoint"}}, "rollouts.source: 'endpoint' is not available in this version"),
+        ({"rollouts": {"source": "import"}}, "source: import needs a path"),
+        ({"rollouts": {"path": "x"}}, "path belongs to source: import"),
+        ({"rollouts": {"thinking": True}}, "rollouts.thinking: true is not available"),
+        ({"rollouts": {"top_p": 0}}, "rollouts.top_p: "),
+        ({"model": {"id": "m", "kind": "base"}}, "model.kind: 'base' is not available in this version"),
+        ({"model": {"id": "m", "trust_remote_code": True}}, "model.trust_remote_code: true is not available"),
+        ({"judge": {"backend": "endpoint"}}, "judge.backend: 'endpoint' is not available"),
+        ({"judge": {"backend": "scores"}}, "backend scores needs a path"),
+        ({"judge": {"path": "x"}}, "path is set, but backend is none"),
+        ({"reduce": {"preset": "published-code"}}, "reduce.preset: 'published-code' is not available"),
+        ({"reduce": {"stop": {"cosine": 0.99}}}, "reduce.stop: is not available in this version"),
+        ({"limits": {"hours": 3}}, "limits.hours: is not available in this version"),
+        ({"store": {"url": "memory://x"}}, "a memory: store lives in one process only"),
+        ({"store": {"url": "s", "dtype": "bfloat16"}}, "store.dtype: 'bfloat16' is not available"),
+        ({"store": {"url": "s", "client": "fsspec"}}, "store.client: 'fsspec' is not available"),
+        ({"capture": {"layers": "some"}}, "capture.layers: "),
+        ({"capture": {"layers": {"stride": 0}}}, "capture.layers"),
+        ({"name": "no spaces"}, "name: "),
+    ],
+)
+def test_what_cannot_be_served_is_refused_in_one_line(change: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(InputError) as refused:
+        parse_job({**LEAST, **change})
+    assert complaint in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_overrides_replace_keys_and_values_are_yaml(tmp_path: Path) -> None:
+    file = tmp_path / "job.yaml"
+    file.write_text("model: {id: m}\nstore: {url: s}\n")
+    job = load_job(file, ["shards.stages=2", "capture.layers=[1, 3]", "model.id=other", "catalog.archetypes=[bard]"])
+    assert (job.shards.stages, job.capture.layers, job.model.id, job.catalog.archetypes) == (2, (1, 3), "other", ("bard",))
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "complaint"),
+    [
+        ("model: {id: m", [], "not YAML"),
+        ("- a\n- b\n", [], "a job file is a YAML mapping"),
+        ("", [], "a job file is a YAML mapping"),
+        ("model: {id: m}\nstore: {url: s}\n", ["shards.stages"], "expected key=value"),
+        ("model: {id: m}\nstore: {url: s}\nname: x\n", ["name.sub=1"], "name is not a section"),
+        ("model: {id: m}\nstore: {url: s}\n", ["shards.stages=[1"], "the value is not YAML"),
+    ],
+)
+def test_defects_of_the_file_are_said_in_one_line(tmp_path: Path, text: str, overrides: list[str], complaint: str) -> None:
+    file = tmp_path / "job.yaml"
+    file.write_text(text)
+    with pytest.raises(InputError, match=complaint) as refused:
+        load_job(file, overrides)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("layers", "expected"), [("all", range(5)), ((3, 1), (3, 1)), ({"stride": 2}, (0, 2, 4))], ids=["all", "list", "stride"]
+)
+def test_layers_are_all_a_list_or_a_stride(layers: object, expected: object) -> None:
+    job = parse_job({**LEAST, "capture": {"layers": layers}})
+    assert list(job.capture.wanted_layers(5)) == list(expected)  # type: ignore[call-overload]
+
+
+def test_a_job_survives_its_own_dump() -> None:
+    job = parse_job(LEAST)
+    assert Job.model_validate(job.as_dict()) == job
