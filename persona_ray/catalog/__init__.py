@@ -1,0 +1,1 @@
+"""Archetypes, system prompts and questions."""
