@@ -1,0 +1,116 @@
+"""What the store needs of a place that keeps objects: create once, read, list.
+
+There is no delete and, but for Zarr metadata and the two `latest.json`, no overwriting: whoever comes late changes nothing.
+Knows keys and bytes; knows nothing of Zarr arrays, units or plans.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from zarr.abc.store import Store
+
+from persona_ray.errors import InputError, IntegrityError, StateError
+
+METADATA_NAME = "zarr.json"
+LATEST_KEYS = frozenset({"scores/latest.json", "reduced/latest.json"})
+PROBE_PREFIX = "_probe"
+NUM_READERS = 16
+"""Small objects read at once; each waits for the network, not for the processor."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredObject:
+    """What the store holds under one key now, whoever wrote it."""
+
+    num_bytes: int
+    sha256: str
+    is_ours: bool
+    """Whether those bytes equal the ones we brought."""
+
+    @classmethod
+    def of(cls, stored: bytes, ours: bytes) -> StoredObject:
+        """The record of `stored`, for a writer who brought `ours`."""
+        return cls(len(stored), hashlib.sha256(stored).hexdigest(), is_ours=stored == ours)
+
+
+class Backend(ABC):
+    """A place that keeps objects under `/`-separated keys, relative to `url`.
+
+    Raises InputError where access is refused or impossible, RetryableError for passing faults.
+    """
+
+    url: str
+
+    @abstractmethod
+    def create_once(self, key: str, data: bytes) -> StoredObject:
+        """Create `key`. The first writer wins; the answer describes the winner's bytes. Durable on return."""
+
+    @abstractmethod
+    def get_or_none(self, key: str) -> bytes | None:
+        """The object's bytes, or None if there is no such object."""
+
+    @abstractmethod
+    def list_keys(self, folder: str) -> list[str]:
+        """All keys below `folder` at any depth, sorted; "" lists everything."""
+
+    @abstractmethod
+    def list_folders(self, folder: str) -> list[str]:
+        """Keys of the folders directly below `folder`, sorted."""
+
+    @abstractmethod
+    def first_foreign_key(self) -> str | None:
+        """Some key that is not a leftover of a write probe or of an interrupted write; None = the place is empty."""
+
+    @abstractmethod
+    def zarr_store(self) -> Store:
+        """The same place for Zarr, read-only."""
+
+    @abstractmethod
+    def _replace(self, key: str, data: bytes) -> None:
+        """Create or overwrite `key`; readers see the old bytes or the new ones, never a mixture."""
+
+    def get(self, key: str) -> bytes:
+        """The object's bytes. Raises IntegrityError if there is no such object."""
+        data = self.get_or_none(key)
+        if data is None:
+            raise IntegrityError(f"{self.url}: object {key} is missing; was something deleted by hand?")
+        return data
+
+    def get_many(self, keys: Iterable[str]) -> list[bytes]:
+        """`get` for many small objects at once, in order."""
+        with ThreadPoolExecutor(NUM_READERS) as pool:
+            return list(pool.map(self.get, keys))
+
+    def replace(self, key: str, data: bytes) -> None:
+        """Create or overwrite one of the few objects that may ever change."""
+        if key.rpartition("/")[2] != METADATA_NAME and key not in LATEST_KEYS:
+            raise StateError(f"{self.url}: {key} is write-once and must not be replaced")
+        self._replace(key, data)
+
+    def create_all(self, objects: Mapping[str, bytes]) -> None:
+        """Metadata replaced, everything else created once, in the mapping's order."""
+        for key, data in objects.items():
+            if key.rpartition("/")[2] == METADATA_NAME:
+                self.replace(key, data)
+            else:
+                self.create_once(key, data)
+
+    def probe_write_once(self) -> None:
+        """Create one key twice. Raises InputError if the second create is let through, or if nothing can be written at all.
+
+        The key stays (there is no delete), and later probes find it.
+        """
+        key = f"{PROBE_PREFIX}/write-once"
+        for _ in range(2):
+            last = self.create_once(key, b"persona_ray write probe " + secrets.token_hex(8).encode())
+        if last.is_ours:
+            raise InputError(
+                f"{self.url}: this service ignores conditional writes (If-None-Match), so two writers could overwrite each other; "
+                "use a service that honours them (AWS S3, Google Cloud Storage, Azure, Ceph) or a folder"
+            )

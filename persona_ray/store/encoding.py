@@ -1,0 +1,130 @@
+"""Array values to object bytes and back, by zarr, in memory.
+
+The bytes are then created by a `Backend`. So no array handle is ever open for writing: nothing depends on a shape that
+another process may have changed, and zarr can neither overwrite nor delete.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import zarr
+from zarr.codecs import BloscCodec, Crc32cCodec
+from zarr.core.buffer import Buffer, default_buffer_prototype
+from zarr.errors import ZarrUserWarning
+from zarr.storage import MemoryStore
+
+from persona_ray.errors import IntegrityError
+from persona_ray.store.backend import METADATA_NAME, Backend
+from persona_ray.store.layout import ArraySpec
+
+COMPRESSORS = (BloscCodec(cname="lz4", clevel=5, shuffle="bitshuffle"), Crc32cCodec())
+"""The check sum comes last: a flipped bit is an error in every reader, not a number."""
+
+
+def array_objects(spec: ArraySpec, values: npt.NDArray[np.generic] | None = None) -> dict[str, bytes]:
+    """Objects of an array by key, chunks first and metadata last; without `values` the metadata alone."""
+    memory: dict[str, Buffer] = {}
+    array = _create(spec, memory)
+    if values is not None:
+        array[...] = values
+    keys = sorted(memory, key=lambda key: (key == METADATA_NAME, key))
+    return {f"{spec.name}/{key}": memory[key].to_bytes() for key in keys}
+
+
+def encode_unit(spec: ArraySpec, values: npt.NDArray[np.generic]) -> bytes:
+    """The one object that holds a unit of `spec`; the first dim of `values` is the unit's, padding included."""
+    memory: dict[str, Buffer] = {}
+    _create(_one_unit(spec), memory)[...] = values
+    return memory[_only_chunk(spec)].to_bytes()
+
+
+def decode_unit(spec: ArraySpec, data: bytes, where: str) -> npt.NDArray[Any]:
+    """The reverse of `encode_unit`. Raises IntegrityError if the bytes are damaged."""
+    if not data:
+        # zarr takes an empty shard for one that was never written.
+        raise IntegrityError(f"{where}: {spec.name} is an empty object")
+    memory: dict[str, Buffer] = {}
+    array = _create(_one_unit(spec), memory)
+    memory[_only_chunk(spec)] = default_buffer_prototype().buffer.from_bytes(data)
+    try:
+        return np.asarray(array[...])
+    except (ValueError, RuntimeError) as error:
+        raise IntegrityError(f"{where}: {spec.name} cannot be decoded ({error})") from error
+
+
+def group_document(attributes: Mapping[str, Any]) -> bytes:
+    """`zarr.json` of a group. Raises IntegrityError for attributes that are not strict JSON, which other readers refuse."""
+    try:
+        json.dumps(attributes, allow_nan=False)
+    except (ValueError, TypeError) as error:
+        raise IntegrityError(f"attributes must be plain JSON values without NaN: {error}") from error
+    memory: dict[str, Buffer] = {}
+    zarr.create_group(MemoryStore(memory), attributes=dict(attributes))
+    return memory[METADATA_NAME].to_bytes()
+
+
+def consolidated(documents: Mapping[str, bytes]) -> bytes:
+    """The root's `zarr.json` with the metadata of everything in `documents` (all `zarr.json` of the store by key)."""
+    as_buffer = default_buffer_prototype().buffer.from_bytes
+    memory = {key: as_buffer(document) for key, document in documents.items()}
+    with warnings.catch_warnings():
+        # The warning says that consolidated metadata are not in the Zarr v3 specification; readers may ignore them.
+        warnings.simplefilter("ignore", ZarrUserWarning)
+        zarr.consolidate_metadata(MemoryStore(memory))
+    return memory[METADATA_NAME].to_bytes()
+
+
+def consolidate(backend: Backend) -> None:
+    """Write the root's consolidated metadata anew, until they agree with what the store lists."""
+    while True:
+        documents = _metadata_documents(backend)
+        root = consolidated(documents)
+        if root == documents[METADATA_NAME]:
+            return
+        backend.replace(METADATA_NAME, root)
+
+
+def _metadata_documents(backend: Backend) -> dict[str, bytes]:
+    """All `zarr.json` of the store by key. Array folders are not searched: they hold an object for each unit."""
+    documents = {METADATA_NAME: backend.get(METADATA_NAME)}
+    folders = backend.list_folders("")
+    while folders:
+        folder = folders.pop()
+        document = backend.get_or_none(f"{folder}/{METADATA_NAME}")
+        if document is None:
+            continue
+        documents[f"{folder}/{METADATA_NAME}"] = document
+        if json.loads(document)["node_type"] == "group":
+            folders.extend(backend.list_folders(folder))
+    return dict(sorted(documents.items()))
+
+
+def _create(spec: ArraySpec, memory: dict[str, Buffer]) -> zarr.Array[Any]:
+    return zarr.create_array(
+        MemoryStore(memory),
+        shape=spec.shape,
+        chunks=spec.chunks,
+        shards=spec.shards,
+        dtype=spec.dtype,
+        fill_value=spec.fill,
+        compressors=COMPRESSORS,
+        dimension_names=spec.dims,
+        attributes=dict(spec.attributes),
+        # Otherwise a chunk of fill values alone would be dropped, and a marker could not list it.
+        config={"write_empty_chunks": True},
+    )
+
+
+def _one_unit(spec: ArraySpec) -> ArraySpec:
+    return replace(spec, shape=(spec.shards or spec.chunks)[:1] + spec.shape[1:])
+
+
+def _only_chunk(spec: ArraySpec) -> str:
+    return "/".join(("c", *("0" for _ in spec.dims)))

@@ -1,0 +1,86 @@
+"""A unit's text as Parquet: `rollouts/part-{unit}.parquet`, one line per row. Columns as in the design, plus `refusal`.
+
+The same rollouts give the same bytes (for one version of pyarrow). Knows nothing of units or backends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from persona_ray.errors import IntegrityError
+from persona_ray.spec import FinishReason, Int32, Rollout, RowKey
+
+_COLUMNS: tuple[tuple[str, pa.DataType, Callable[[Rollout], Any]], ...] = (
+    ("rollout", pa.int64(), lambda rollout: rollout.index),
+    ("archetype", pa.string(), lambda rollout: rollout.key.archetype),
+    ("system_prompt_index", pa.int32(), lambda rollout: rollout.key.system_prompt),
+    ("question_index", pa.int32(), lambda rollout: rollout.key.question),
+    ("sample", pa.int32(), lambda rollout: rollout.key.sample),
+    ("turn", pa.int32(), lambda rollout: rollout.key.turn),
+    ("system_prompt", pa.string(), lambda rollout: rollout.system_prompt),
+    ("question", pa.string(), lambda rollout: rollout.question),
+    ("response", pa.string(), lambda rollout: rollout.response),
+    ("token_ids", pa.list_(pa.int32()), lambda rollout: np.asarray(rollout.token_ids, dtype=np.int32)),
+    ("response_start", pa.int32(), lambda rollout: rollout.response_start),
+    ("response_end", pa.int32(), lambda rollout: rollout.response_end),
+    ("finish_reason", pa.string(), lambda rollout: rollout.finish_reason.name.lower()),
+    ("refusal", pa.string(), lambda rollout: rollout.refusal),
+)
+ROLLOUT_SCHEMA = pa.schema([pa.field(name, kind, nullable=name == "refusal") for name, kind, _ in _COLUMNS])
+
+
+def encode_rollouts(rollouts: Sequence[Rollout]) -> bytes:
+    """Parquet bytes, zstd."""
+    columns = {name: [value(rollout) for rollout in rollouts] for name, _, value in _COLUMNS}
+    return encode_table(pa.table(columns, schema=ROLLOUT_SCHEMA))
+
+
+def decode_rollouts(data: bytes, where: str) -> tuple[Rollout, ...]:
+    """The reverse. Raises IntegrityError naming `where` if the bytes are damaged."""
+    table = decode_table(data, where)
+    try:
+        token_ids = _lists(table.column("token_ids"))
+        lines = table.drop_columns(["token_ids"]).to_pylist()
+        return tuple(_rollout(line, ids) for line, ids in zip(lines, token_ids, strict=True))
+    except KeyError as error:
+        raise IntegrityError(f"{where}: not a file of rollouts ({error})") from error
+
+
+def encode_table(table: pa.Table) -> bytes:
+    """Parquet bytes, zstd."""
+    sink = BytesIO()
+    pq.write_table(table, sink, compression="zstd")
+    return sink.getvalue()
+
+
+def decode_table(data: bytes, where: str) -> pa.Table:
+    """The reverse. Raises IntegrityError naming `where` if the bytes are damaged."""
+    try:
+        return pq.read_table(BytesIO(data))
+    except (pa.ArrowException, OSError) as error:
+        raise IntegrityError(f"{where}: not a readable Parquet file ({error})") from error
+
+
+def _lists(column: pa.ChunkedArray) -> list[Int32]:
+    return [np.asarray(ids.values.to_numpy(zero_copy_only=False), dtype=np.int32) for chunk in column.chunks for ids in chunk]
+
+
+def _rollout(line: dict[str, Any], token_ids: Int32) -> Rollout:
+    return Rollout(
+        index=line["rollout"],
+        key=RowKey(line["archetype"], line["system_prompt_index"], line["question_index"], line["sample"], line["turn"]),
+        system_prompt=line["system_prompt"],
+        question=line["question"],
+        response=line["response"],
+        token_ids=token_ids,
+        response_start=line["response_start"],
+        response_end=line["response_end"],
+        finish_reason=FinishReason[line["finish_reason"].upper()],
+        refusal=line["refusal"],
+    )
