@@ -1,0 +1,1 @@
+"""Who says how far an answer is in its role."""

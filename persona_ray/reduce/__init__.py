@@ -1,0 +1,1 @@
+"""From rows of activations to directions: moments, role vectors, the Assistant Axis, principal components."""

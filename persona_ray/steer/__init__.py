@@ -1,0 +1,1 @@
+"""Using the axis: changing the residual stream while a model writes."""
