@@ -1,0 +1,99 @@
+"""Read conversations that somebody else generated: a folder of `{archetype}.jsonl` in the published layout."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from persona_ray.errors import InputError
+from persona_ray.spec import Message, digest_of
+
+DEFAULT_ARCHETYPE = "default"
+"""In this layout, and only here, the file name `default.jsonl` is what marks the default Assistant."""
+
+
+class _Turn(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    role: str
+    content: str
+
+
+class _Line(BaseModel):
+    """One line of a published responses file; keys beyond these are other tools' and are left alone."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+    system_prompt: str = ""
+    prompt_index: int
+    question_index: int
+    question: str
+    conversation: tuple[_Turn, ...]
+
+
+class ImportedConversation(BaseModel):
+    """A conversation with its place in the design. `sample` counts repetitions of the same place."""
+
+    model_config = ConfigDict(frozen=True)
+    system_prompt: str
+    prompt_index: int
+    question_index: int
+    question: str
+    sample: int
+    turns: tuple[_Turn, ...]
+
+    @property
+    def messages(self) -> tuple[Message, ...]:
+        """All turns, empty ones included: a turn's index is its index here."""
+        return tuple(Message(turn.role, turn.content) for turn in self.turns)
+
+
+def read_conversations(folder: str | Path) -> dict[str, tuple[ImportedConversation, ...]]:
+    """Archetype -> its conversations, in file order. Raises InputError naming file and line."""
+    root = Path(folder).expanduser()
+    files = sorted(root.glob("*.jsonl"))
+    if not files:
+        raise InputError(f"rollouts.path: {folder} holds no {{archetype}}.jsonl file")
+    found = {file.stem: _read(file) for file in files}
+    if not any(message.role == "assistant" for lines in found.values() for line in lines for message in line.messages):
+        raise InputError(f"rollouts.path: no assistant turn in any file of {folder}")
+    return found
+
+
+def conversations_digest(conversations: Mapping[str, tuple[ImportedConversation, ...]]) -> str:
+    """SHA-256 over all texts and indices."""
+    return digest_of({name: [line.model_dump(mode="json") for line in lines] for name, lines in conversations.items()})
+
+
+def _read(file: Path) -> tuple[ImportedConversation, ...]:
+    seen: Counter[tuple[int, int]] = Counter()
+    conversations = []
+    try:
+        lines = file.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{file}: cannot be read ({error})") from error
+    for number, text in enumerate(lines, start=1):
+        if not text.strip():
+            continue
+        line = _parse(file, number, text)
+        place = (line.prompt_index, line.question_index)
+        fields: dict[str, Any] = line.model_dump(exclude={"conversation"})
+        conversations.append(ImportedConversation(**fields, sample=seen[place], turns=line.conversation))
+        seen[place] += 1
+    if not conversations:
+        raise InputError(f"{file}: holds no conversation")
+    return tuple(conversations)
+
+
+def _parse(file: Path, number: int, text: str) -> _Line:
+    try:
+        return _Line.model_validate(json.loads(text))
+    except json.JSONDecodeError as error:
+        raise InputError(f"{file}, line {number}: not JSON ({error.msg})") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise InputError(f"{file}, line {number}: {place}: {first['msg'].lower()}") from error

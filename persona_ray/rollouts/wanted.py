@@ -1,0 +1,52 @@
+"""Which rows a job wants, in work order. Knows the catalogue's values and imported conversations; nothing of tokens or stores."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+
+from persona_ray.rollouts.importing import ImportedConversation
+from persona_ray.rollouts.order import grid_walk, shuffled
+from persona_ray.spec import Archetype, Message, Row, RowKey
+
+
+def rows_to_generate(
+    archetypes: Sequence[Archetype], *, num_prompts: int, questions: Mapping[int, str], samples: int, seed: int
+) -> tuple[Row, ...]:
+    """One row for archetype x system prompt x question x sample. `questions`: index in the catalogue -> text."""
+    indices = list(questions)
+    order = [indices[i] for i in shuffled(len(indices), seed)]
+    rows: list[Row] = []
+    for sample in range(samples):
+        for prompt, place in grid_walk(num_prompts, len(order)):
+            for archetype in archetypes:
+                rows.append(_row_to_generate(len(rows), archetype, prompt, order[place], questions[order[place]], sample))
+    return tuple(rows)
+
+
+def _row_to_generate(index: int, archetype: Archetype, prompt: int, question: int, text: str, sample: int) -> Row:
+    system_prompt = archetype.system_prompts[prompt]
+    system = (Message("system", system_prompt),) if system_prompt else ()
+    conversation = (*system, Message("user", text))
+    key = RowKey(archetype.name, prompt, question, sample, turn=len(conversation))
+    return Row(index, key, system_prompt, text, conversation)
+
+
+def rows_to_import(conversations: Mapping[str, Sequence[ImportedConversation]]) -> tuple[Row, ...]:
+    """One row for each assistant turn of each conversation; archetypes take turns, each walking its own grid."""
+    queues = [_turns(name, conversations[name]) for name in sorted(conversations)]
+    interleaved = (row for round_ in itertools.zip_longest(*queues) for row in round_ if row is not None)
+    return tuple(Row(index, key, c.system_prompt, c.question, messages) for index, (key, c, messages) in enumerate(interleaved))
+
+
+def _turns(archetype: str, conversations: Sequence[ImportedConversation]) -> list[tuple[RowKey, ImportedConversation, tuple[Message, ...]]]:
+    prompts = sorted({c.prompt_index for c in conversations})
+    questions = sorted({c.question_index for c in conversations})
+    place = {(prompts[p], questions[q]): step for step, (p, q) in enumerate(grid_walk(len(prompts), len(questions)))}
+    ordered = sorted(conversations, key=lambda c: (place[c.prompt_index, c.question_index], c.sample))
+    return [
+        (RowKey(archetype, c.prompt_index, c.question_index, c.sample, turn), c, c.messages[: turn + 1])
+        for c in ordered
+        for turn, message in enumerate(c.messages)
+        if message.role == "assistant"
+    ]

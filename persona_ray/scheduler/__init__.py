@@ -1,0 +1,1 @@
+"""Which unit goes where: a pure state machine, and the driver that performs what it decides."""

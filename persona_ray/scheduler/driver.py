@@ -1,0 +1,133 @@
+"""Performs what the state decides, on Ray: sends units to replicas, waits, and turns what comes back into events.
+
+Ray retries nothing here: a unit is written once whoever computes it, so doing it again is our own, visible decision.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError
+
+from persona_ray.errors import InputError, RetryableError
+from persona_ray.scheduler.state import Event, ReplicaLost, ReplicaReady, Run, SchedulerState, UnitFailed, UnitStored
+from persona_ray.spec import Receipt, Unit
+
+log = logging.getLogger(__name__)
+
+PROBE_PAUSE_S = 1.0
+"""Between two attempts to reach a replica whose process was lost."""
+MAX_PROBES = 120
+"""Then the replica is left alone; the run goes on with the others."""
+
+
+@contextmanager
+def cluster(address: str | None) -> Iterator[None]:
+    """The Ray cluster at `address`, or a local one that starts and ends here. Raises InputError if it cannot be reached."""
+    if address is None:
+        _start_local()
+    else:
+        _connect(address)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _start_local() -> None:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Ray protects a local cluster by a token; without one in the environment it would leave a token file in the home directory.
+    os.environ.setdefault("RAY_AUTH_TOKEN", uuid.uuid4().hex)
+    ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+
+
+def _connect(address: str) -> None:
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise InputError(f"--address {address}: no Ray cluster answers there ({str(error).strip().splitlines()[0]})") from error
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """What a pending object ref will answer: a unit, or (None) whether the replica is ready."""
+
+    replica: int
+    unit: int | None
+
+
+class Driver:
+    """One run's conversation with its replicas: handles with `ready` and `run` methods."""
+
+    def __init__(self, state: SchedulerState, units: Mapping[int, Unit], replicas: Mapping[int, Any]) -> None:
+        self._state, self._units, self._replicas = state, units, replicas
+        self._pending: dict[Any, _Call] = {}
+        self._probes = dict.fromkeys(replicas, 0)
+
+    def run(self, on_receipt: Callable[[Receipt], None]) -> None:
+        """Until no unit waits or runs.
+
+        Raises RetryableError if units were given up or all replicas are gone, and whatever a replica raised that is not a passing fault.
+        """
+        for replica in self._replicas:
+            self._probe(replica)
+        while not self._state.is_done:
+            if not self._pending:
+                raise RetryableError("no replica can be reached any more; what is committed is safe, run the same command again")
+            finished, _ = ray.wait(list(self._pending), num_returns=1)
+            for ref in finished:
+                event = self._event(ref, self._pending.pop(ref), on_receipt)
+                if event is not None:
+                    self._perform(self._state.handle(event))
+        if self._state.given_up:
+            unit, reason = next(iter(self._state.given_up.items()))
+            raise RetryableError(
+                f"{len(self._state.given_up)} units failed {self._state.max_attempts} times each, first unit {unit}: {reason}. "
+                "What is committed is safe; run the same command again"
+            )
+
+    def _perform(self, instructions: list[Run]) -> None:
+        for instruction in instructions:
+            ref = self._replicas[instruction.replica].run.remote(self._units[instruction.unit])
+            self._pending[ref] = _Call(instruction.replica, instruction.unit)
+
+    def _probe(self, replica: int) -> None:
+        self._pending[self._replicas[replica].ready.remote()] = _Call(replica, None)
+
+    def _event(self, ref: Any, call: _Call, on_receipt: Callable[[Receipt], None]) -> Event | None:
+        """None: nothing to decide, for example the second of two units that a lost replica held."""
+        try:
+            answer = ray.get(ref)
+        except RayActorError as error:
+            return self._lost(call.replica, str(error).strip().splitlines()[0])
+        except RetryableError as error:
+            if call.unit is None:
+                return self._lost(call.replica, str(error))
+            log.warning("unit %d on replica %d: %s; it will be done again", call.unit, call.replica, error)
+            return UnitFailed(call.replica, call.unit, str(error))
+        if call.unit is None:
+            return ReplicaReady(call.replica)
+        on_receipt(answer)
+        return UnitStored(call.replica, call.unit)
+
+    def _lost(self, replica: int, reason: str) -> Event | None:
+        is_first_news = replica in self._state.running
+        self._pending = {ref: call for ref, call in self._pending.items() if call.replica != replica}
+        self._probes[replica] += 1
+        if self._probes[replica] > MAX_PROBES:
+            log.error("replica %d stays away: %s", replica, reason)
+        else:
+            time.sleep(PROBE_PAUSE_S)
+            self._probe(replica)
+        if not is_first_news:
+            return None
+        log.warning("replica %d was lost: %s; its units go to others", replica, reason)
+        return ReplicaLost(replica, reason)

@@ -1,0 +1,1 @@
+"""The model, cut over processes: loading, capture, generation."""
