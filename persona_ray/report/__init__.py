@@ -1,0 +1,1 @@
+"""What was found, for people: one self-contained page, and tables for the terminal."""
