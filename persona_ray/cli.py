@@ -1,0 +1,217 @@
+"""The command line: parses, calls, prints. What a command does lives elsewhere.
+
+Exit codes: 0 done, 1 failed at work, 2 wrong input (one line, nothing was begun), 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shlex
+import sys
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from persona_ray.config import Job, job_schema, load_job
+from persona_ray.errors import EXIT_DONE, EXIT_INPUT, EXIT_INTERRUPTED, InputError, PersonaRayError
+
+if TYPE_CHECKING:
+    from persona_ray.pipeline import Outcome
+
+UsageError: Any = typer.BadParameter.__mro__[1]
+"""What the parser raises for a wrong command line; the class has no public name of its own."""
+
+app = typer.Typer(
+    add_completion=False,
+    rich_markup_mode=None,
+    help="Extract the persona space of a language model: rollouts, activations, the Assistant Axis.",
+)
+store_app = typer.Typer(rich_markup_mode=None, help="Look into stores.")
+app.add_typer(store_app, name="store")
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document, nothing else.")]
+StoreUrl = Annotated[str, typer.Argument(metavar="STORE", help="Folder or URL of a store.")]
+
+
+@app.command()
+def quickstart(
+    out: Annotated[Path, typer.Option(help="Folder for the store and the report.")] = Path("persona-ray-quickstart"),
+    as_json: AsJson = False,
+) -> None:
+    """The whole path on this machine with the shipped tiny model: rollouts, activations, axis, steering check, report.
+
+    Example: persona-ray quickstart --out /tmp/first-look
+    """
+    with as_file(files("persona_ray") / "data" / "quickstart.yaml") as path:
+        job = load_job(path, [f"store.url={json.dumps(str(out / 'store'))}"])
+    _run(job, out / "report.html", address=None, as_json=as_json)
+
+
+@app.command()
+def run(
+    job: Annotated[Path, typer.Argument(metavar="JOB", help="Job file (YAML); its keys: persona-ray schema.")],
+    address: Annotated[str | None, typer.Option(help="Ray cluster, e.g. auto or ray://head:10001. Default: a local one.")] = None,
+    overrides: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Replace a key of the job.")] = None,
+    report: Annotated[Path | None, typer.Option(help="HTML file. Default: NAME-report.html in the current folder.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run a job, or resume it: what is committed is never done again.
+
+    Example: persona-ray run jobs/quickstart.yaml --set shards.stages=1
+    """
+    loaded = load_job(job, overrides or [])
+    _run(loaded, report or Path(f"{loaded.name}-report.html"), address=address, as_json=as_json)
+
+
+@app.command()
+def axis(
+    store: StoreUrl, top: Annotated[int, typer.Option(min=1, help="Archetypes shown at each end.")] = 10, as_json: AsJson = False
+) -> None:
+    """The Assistant Axis of a store: its numbers by layer, and the archetypes along it.
+
+    Example: persona-ray axis persona-ray-quickstart/store
+    """
+    from persona_ray.report.from_store import report_data
+    from persona_ray.report.tables import axis_json, axis_table
+    from persona_ray.store.reader import open_store
+
+    reduced = report_data(open_store(store)).reduced
+    _show(axis_json(reduced), axis_table(reduced, top), as_json=as_json)
+
+
+@app.command("report")
+def write_report(
+    store: StoreUrl,
+    out: Annotated[Path, typer.Option(help="The HTML file to write.")] = Path("report.html"),
+    as_json: AsJson = False,
+) -> None:
+    """Write the report of a store: one HTML file that needs no network.
+
+    Example: persona-ray report persona-ray-quickstart/store --out axis.html
+    """
+    page = _write_page(store, out)
+    _show({"report": str(page)}, f"report: {page}", as_json=as_json)
+
+
+@store_app.command()
+def info(store: StoreUrl, as_json: AsJson = False) -> None:
+    """What a store holds, and how far it is.
+
+    Example: persona-ray store info s3://team/qwen3-32b --json
+    """
+    from persona_ray.store.reader import open_store
+
+    facts = open_store(store).info()
+    table = Table.grid(padding=(0, 2))
+    for key, value in facts.items():
+        table.add_row(key.replace("_", " "), _in_short(value))
+    _show(facts, table, as_json=as_json)
+
+
+@app.command()
+def schema() -> None:
+    """Print the job file's JSON Schema, for editors and checks.
+
+    Example: persona-ray schema > job.schema.json
+    """
+    print(json.dumps(job_schema(), indent=2))
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point: turns errors into one line and an exit code."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        code = app(arguments, prog_name="persona-ray", standalone_mode=False)
+    except UsageError as error:
+        code = _complain(f"{error.format_message()} (see persona-ray --help)", EXIT_INPUT)
+    except PersonaRayError as error:
+        code = _complain(str(error), error.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        again = shlex.join(["persona-ray", *arguments])
+        code = _complain(f"interrupted; what is committed is safe, and the same command resumes: {again}", EXIT_INTERRUPTED)
+    sys.exit(code if isinstance(code, int) else EXIT_DONE)
+
+
+def _run(job: Job, report: Path, *, address: str | None, as_json: bool) -> None:
+    try:
+        from persona_ray import pipeline
+    except ModuleNotFoundError as error:
+        raise InputError(f"{error.name} is not installed; running a job needs the engine: pip install 'persona-ray[engine]'") from error
+    from persona_ray.terminal import TerminalProgress
+
+    _require_writable(report)
+    console = Console(stderr=True, quiet=as_json)
+    outcome = pipeline.run(job, TerminalProgress(console), address=address)
+    _summary(outcome, _write_page(outcome.store_url, report), as_json=as_json)
+
+
+def _write_page(url: str, out: Path) -> Path:
+    from persona_ray.report.from_store import report_data
+    from persona_ray.report.page import render_page
+    from persona_ray.store.reader import open_store
+
+    _require_writable(out)
+    page = render_page(report_data(open_store(url)))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(page, encoding="utf-8")
+    return out
+
+
+def _require_writable(out: Path) -> None:
+    """A report that cannot be written is known before the work, not after it."""
+    existing = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
+    if out.is_dir() or (existing != out.absolute() and not existing.is_dir()):
+        raise InputError(f"{out}: not a file that can be written")
+
+
+def _summary(outcome: Outcome, page: Path, *, as_json: bool) -> None:
+    from rich.console import Group
+
+    from persona_ray.report.tables import axis_json, axis_table, run_table, steering_json, steering_table
+
+    counts = outcome.counts
+    run_facts: dict[str, Any] = {
+        "rows": {"asked": counts.asked, "stored": counts.stored, "refused": counts.refused, "reasons": counts.reasons},
+        "seconds": dict(outcome.seconds),
+        "store_url": outcome.store_url,
+    }
+    facts = {
+        **run_facts,
+        "units_done": outcome.units_done,
+        "axis": axis_json(outcome.reduced),
+        "steering": None if outcome.steering is None else steering_json(outcome.steering),
+        "report": str(page),
+    }
+    parts: list[Any] = [axis_table(outcome.reduced, top=5)]
+    if outcome.steering is not None:
+        parts.append(steering_table(outcome.steering))
+    resumed = "" if outcome.units_done else "Everything was there already; nothing was generated again.\n"
+    following = f"{resumed}\nreport   {page}\nnext     persona-ray axis {shlex.quote(outcome.store_url)}"
+    _show(facts, Group(*parts, run_table(run_facts), following), as_json=as_json)
+
+
+def _show(facts: dict[str, Any], text: Any, *, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(facts, indent=2, ensure_ascii=False))
+    else:
+        Console().print(text)
+
+
+def _in_short(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_in_short(part)}" for key, part in value.items()) or "none"
+    if isinstance(value, list):
+        shown = ", ".join(str(part) for part in value[:12])
+        return f"{shown} and {len(value) - 12} more" if len(value) > 12 else shown
+    return "none" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _complain(text: str, code: int) -> int:
+    print(f"persona-ray: {' '.join(text.split())}", file=sys.stderr)
+    return code

@@ -1,0 +1,79 @@
+"""What people see while a command works: bars on a terminal, plain lines without one, nothing where machines read."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from persona_ray.spec import ProgressCallback
+
+LINE_EVERY_S = 10.0
+"""Without a terminal: at most one line of progress in this time."""
+
+
+class TerminalProgress:
+    """Implements `pipeline.Progress` on a rich console."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+
+    @contextmanager
+    def phase(self, name: str, total: int, unit: str) -> Iterator[ProgressCallback]:
+        """One piece of long work; `total` 0 = not known before."""
+        if self._console.quiet:
+            yield lambda _: None
+        elif self._console.is_terminal:
+            with self._bar(name, total, unit) as advance:
+                yield advance
+        else:
+            with self._lines(name, total, unit) as advance:
+                yield advance
+
+    @contextmanager
+    def _bar(self, name: str, total: int, unit: str) -> Iterator[ProgressCallback]:
+        columns = (
+            SpinnerColumn(),
+            TextColumn("{task.description:<24}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn(f"{unit}, {{task.fields[rate]}}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+        )
+        began = time.monotonic()
+        num_done = 0
+        with Progress(*columns, console=self._console) as bars:
+            task = bars.add_task(name, total=total or None, rate="")
+
+            def advance(number: int) -> None:
+                nonlocal num_done
+                num_done += number
+                bars.update(task, advance=number, rate=_rate(num_done, began))
+
+            yield advance
+            bars.update(task, total=num_done, completed=num_done)
+
+    @contextmanager
+    def _lines(self, name: str, total: int, unit: str) -> Iterator[ProgressCallback]:
+        began = last = time.monotonic()
+        num_done = 0
+
+        def advance(number: int) -> None:
+            nonlocal num_done, last
+            num_done += number
+            if time.monotonic() - last >= LINE_EVERY_S:
+                last = time.monotonic()
+                of_total = f"/{total}" if total else ""
+                self._console.print(f"{name}: {num_done}{of_total} {unit}, {_rate(num_done, began)}")
+
+        yield advance
+        self._console.print(f"{name}: {num_done} {unit} in {time.monotonic() - began:.1f} s")
+
+
+def _rate(num_done: int, began: float) -> str:
+    seconds = time.monotonic() - began
+    return f"{num_done / seconds:.1f}/s" if seconds > 0 else ""

@@ -1,0 +1,228 @@
+"""Whole runs on a real local Ray: right numbers, nothing lost, nothing done twice."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+import torch
+from rich.console import Console
+from transformers import AutoModelForCausalLM
+
+from persona_ray import pipeline
+from persona_ray.config import Job, parse_job
+from persona_ray.errors import InputError
+from persona_ray.scheduler.driver import Driver, cluster
+from persona_ray.scheduler.state import SchedulerState
+from persona_ray.shards.actor import Replicas, UnitWork
+from persona_ray.spec import Engine, Receipt, Rollout, RowKey, Unit
+from persona_ray.store.prepare import prepare_store
+from persona_ray.store.reader import open_store
+from persona_ray.terminal import TerminalProgress
+
+QUIET = TerminalProgress(Console(quiet=True))
+
+
+def job_for(model: Path, catalog: Path, url: Path, /, **sections: dict[str, Any]) -> Job:
+    document: dict[str, Any] = {
+        "name": "test",
+        "model": {"id": str(model), "dtype": "float32"},
+        "shards": {"stages": 2, "gpus_per_shard": 0},
+        "catalog": {"source": str(catalog), "system_prompts": 2, "questions": 4},
+        "rollouts": {"max_new_tokens": 12, "temperature": 1.0},
+        "capture": {"max_length": 128},
+        "store": {"url": str(url), "dtype": "float32", "unit_rows": 4},
+        "reduce": {"min_count": 2},
+    }
+    return parse_job(document | {name: document.get(name, {}) | values for name, values in sections.items()})
+
+
+def rows_of(url: Path) -> dict[RowKey, tuple[Rollout, bytes]]:
+    """Every row with its text and the bits of its activations."""
+    store = open_store(str(url))
+    units = sorted(store.ledger.committed())
+    values = {
+        int(row): means.tobytes()
+        for rows in store.scored_rows(units, None)
+        for row, means in zip(rows.rollout_R, rows.activations_RLD, strict=True)
+    }
+    return {rollout.key: (rollout, values.get(rollout.index, b"")) for part in store.rollouts(units) for rollout in part}
+
+
+def assert_same_rows(one: Path, other: Path) -> None:
+    rows, others = rows_of(one), rows_of(other)
+    assert rows.keys() == others.keys()
+    for key, (rollout, bits) in rows.items():
+        assert others[key][1] == bits, key
+        assert others[key][0].token_ids.tolist() == rollout.token_ids.tolist(), key
+
+
+def files_of(folder: Path) -> dict[str, str]:
+    """Digest of every object that is written once."""
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name not in {"zarr.json", "latest.json"})
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+@pytest.fixture(scope="module")
+def finished(chat_model: Path, small_catalog: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The store of an undisturbed run of two stages."""
+    url = tmp_path_factory.mktemp("finished") / "store"
+    outcome = pipeline.run(job_for(chat_model, small_catalog, url), QUIET)
+    assert outcome.units_done == 8
+    assert outcome.counts.asked == outcome.counts.stored + outcome.counts.refused == 32
+    return url
+
+
+def test_activations_are_those_of_plain_transformers_over_the_stored_tokens(chat_model: Path, finished: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(chat_model, dtype=torch.float32).eval()
+    outputs: list[torch.Tensor] = []
+    for block in model.model.layers:
+        block.register_forward_hook(lambda _m, _a, out: outputs.append(out[0] if isinstance(out, tuple) else out))
+    num_compared = 0
+    for rollout, bits in rows_of(finished).values():
+        if rollout.refusal is not None:
+            assert not bits
+            continue
+        outputs.clear()
+        with torch.no_grad():
+            model(torch.from_numpy(rollout.token_ids.astype(np.int64))[None])
+        expected_LD = torch.cat(
+            [out.reshape(1, -1, 32)[:, rollout.response_start : rollout.response_end].mean(1) for out in outputs]
+        ).numpy()
+        found_LD = np.frombuffer(bits, np.float32).reshape(4, 32)
+        error_L = np.linalg.norm(found_LD - expected_LD, axis=1) / np.linalg.norm(expected_LD, axis=1)
+        assert error_L.max() <= 5e-6
+        num_compared += 1
+    assert num_compared >= 16
+
+
+def test_a_second_run_finds_everything_done_and_starts_no_actor(chat_model: Path, small_catalog: Path, finished: Path) -> None:
+    before = files_of(finished)
+    outcome = pipeline.run(job_for(chat_model, small_catalog, finished), QUIET)
+    assert outcome.units_done == 0
+    assert files_of(finished) == before
+
+
+def test_how_the_model_is_cut_does_not_bind_the_store_and_changes_no_bit(
+    chat_model: Path, small_catalog: Path, finished: Path, tmp_path: Path
+) -> None:
+    pipeline.run(job_for(chat_model, small_catalog, tmp_path / "store", shards={"stages": 1, "replicas": 2}), QUIET)
+    assert_same_rows(finished, tmp_path / "store")
+
+
+@dataclass(frozen=True)
+class Sabotage:
+    """The real work, but the first time that `unit` comes, `how` strikes: a stage is killed under way, or the whole replica."""
+
+    work: UnitWork
+    unit: int
+    how: str
+    note: Path
+
+    def __call__(self, unit: Unit, engine: Engine) -> Receipt:
+        if unit.index == self.unit and not self.note.exists():
+            self.note.touch()
+            if self.how == "replica":
+                import os
+
+                os._exit(1)
+            ray.kill(engine._links[-1]._handle, no_restart=False)  # type: ignore[attr-defined]
+        return self.work(unit, engine)
+
+
+@pytest.mark.parametrize("how", ["stage", "replica"])
+def test_a_lost_process_costs_time_and_nothing_else(
+    chat_model: Path, small_catalog: Path, finished: Path, tmp_path: Path, how: str
+) -> None:
+    job = job_for(chat_model, small_catalog, tmp_path / "store")
+    setup = pipeline.prepare(job)
+    prepare_store(job.store.url, identity=setup.identity, plan=setup.plan, job=job.as_dict())
+    units = {index: setup.unit(index) for index in setup.plan.units}
+    state = SchedulerState(units, units_per_replica=setup.replica.concurrent_units)
+    work = Sabotage(setup.work, unit=3, how=how, note=tmp_path / "struck")
+    receipts: list[Receipt] = []
+    with cluster(None), Replicas(setup.replica, work, count=1, name="sabotaged") as replicas:
+        Driver(state, units, replicas.handles).run(receipts.append)
+    state.validate()
+    assert (tmp_path / "struck").exists()
+    assert {receipt.unit for receipt in receipts} == set(units)
+    assert_same_rows(finished, tmp_path / "store")
+
+
+def test_an_interrupted_run_is_continued_to_the_same_store(chat_model: Path, small_catalog: Path, finished: Path, tmp_path: Path) -> None:
+    job = job_for(chat_model, small_catalog, tmp_path / "store")
+    setup = pipeline.prepare(job)
+    prepare_store(job.store.url, identity=setup.identity, plan=setup.plan, job=job.as_dict())
+    begun = {index: setup.unit(index) for index in (0, 1, 5)}
+    with cluster(None), Replicas(setup.replica, setup.work, count=1, name="begun") as replicas:
+        Driver(SchedulerState(begun), begun, replicas.handles).run(lambda _: None)
+    before = files_of(tmp_path / "store")
+    assert open_store(job.store.url).ledger.committed() == {0, 1, 5}
+    outcome = pipeline.run(job, QUIET)
+    assert outcome.units_done == 5
+    after = files_of(tmp_path / "store")
+    assert {key: after[key] for key in before} == before
+    assert_same_rows(finished, tmp_path / "store")
+
+
+def line(prompt: int, question: int, answer: str) -> str:
+    conversation = [
+        {"role": "system", "content": "You are a bard."},
+        {"role": "user", "content": "Why?"},
+        {"role": "assistant", "content": answer},
+    ]
+    return json.dumps(
+        {
+            "system_prompt": "You are a bard.",
+            "prompt_index": prompt,
+            "question_index": question,
+            "question": "Why?",
+            "conversation": conversation,
+        }
+    )
+
+
+def test_rows_that_cannot_be_used_are_refused_with_their_reasons(chat_model: Path, small_catalog: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "responses"
+    folder.mkdir()
+    answers = ["Rain.", "", "the sea keeps no promises", "<think>x</think>y", "no " * 200, "a pirate knows"]
+    for name in ("default", "bard", "ghost"):
+        (folder / f"{name}.jsonl").write_text(
+            "\n".join(line(0, q, f"{answer}{name if answer else ''}") for q, answer in enumerate(answers))
+        )
+    job = job_for(chat_model, small_catalog, tmp_path / "store", rollouts={"source": "import", "path": str(folder)}, store={"unit_rows": 4})
+    outcome = pipeline.run(job, QUIET)
+    assert (outcome.counts.asked, outcome.counts.stored, outcome.counts.refused) == (18, 9, 9)
+    reasons = sorted(outcome.counts.reasons.items())
+    assert sum(number for _, number in reasons) == 9
+    assert any("empty answer" in reason for reason, _ in reasons)
+    assert any("think block" in reason for reason, _ in reasons)
+    assert any("over capture.max_length 128" in reason for reason, _ in reasons)
+    assert set(outcome.reduced.role_count_A.tolist()) == {3}
+
+
+def test_a_store_of_another_job_is_refused_before_anything_starts(chat_model: Path, small_catalog: Path, finished: Path) -> None:
+    before = files_of(finished)
+    for changed in (
+        {"rollouts": {"seed": 1}},
+        {"capture": {"layers": [0]}},
+        {"catalog": {"questions": 2}},
+        {"store": {"dtype": "bf16-exact"}},
+    ):
+        job = job_for(chat_model, small_catalog, finished, **changed)
+        with pytest.raises(InputError, match="store URL"):
+            pipeline.run(job, QUIET)
+        assert not ray.is_initialized()
+    assert files_of(finished) == before
+
+
+def test_more_gpus_than_the_cluster_has_is_said_in_words(chat_model: Path, small_catalog: Path, tmp_path: Path) -> None:
+    job = job_for(chat_model, small_catalog, tmp_path / "store", shards={"gpus_per_shard": 4})
+    with pytest.raises(InputError, match=r"replicas of 4 GPUs, the cluster has 0 GPUs"):
+        pipeline.run(job, QUIET)

@@ -1,0 +1,133 @@
+"""The architecture, held by a test: who may import whom, and what a laptop never loads."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import persona_ray
+
+ROOT = Path(persona_ray.__file__).parent
+SIBLINGS = {"catalog", "rollouts", "shards", "store", "judge", "scheduler", "reduce", "steer"}
+BASE = {"errors", "spec", "config"}
+ALLOWED: dict[str, set[str]] = {
+    "errors": set(),
+    "spec": {"errors"},
+    "config": {"errors", "spec"},
+    **dict.fromkeys(SIBLINGS, BASE),
+    "report": BASE | SIBLINGS,
+    "serve": BASE | SIBLINGS,
+    "terminal": BASE,
+    "pipeline": BASE | SIBLINGS | {"report", "serve"},
+    "cli": BASE | SIBLINGS | {"report", "serve", "terminal", "pipeline"},
+}
+"""Part -> the parts that it may import. One way only: errors <- spec <- config <- {siblings} <- {report, serve} <- pipeline <- cli."""
+
+HOMES: dict[str, set[str]] = {
+    "ray": {"shards/actor.py", "scheduler/driver.py", "reduce/tasks.py", "submit.py"},
+    "torch": {"shards", "steer", "reduce/gpu.py", "store/exchange.py"},
+    "zarr": {"store"},
+    "obstore": {"store"},
+    "plotly": {"report"},
+}
+"""Heavy package -> files and folders that may import it."""
+
+
+def modules() -> Iterator[tuple[str, str, ast.Module]]:
+    """(part, file, syntax tree) of every module."""
+    for path in sorted(ROOT.rglob("*.py")):
+        file = path.relative_to(ROOT)
+        part = file.parts[0].removesuffix(".py")
+        yield part, file.as_posix(), ast.parse(path.read_text(encoding="utf-8"))
+
+
+def imported(tree: ast.Module) -> Iterator[str]:
+    """Every dotted name that the module imports, lazily or not; those for type checkers alone are left out."""
+    typing_only = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        for statement in node.body
+        for inner in ast.walk(statement)
+    }
+    for node in ast.walk(tree):
+        if id(node) in typing_only:
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative imports hide arrows"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def test_arrows_point_one_way() -> None:
+    arrows: set[tuple[str, str]] = set()
+    wrong: list[str] = []
+    for part, file, tree in modules():
+        if file == "__init__.py":
+            continue
+        assert part in ALLOWED, f"{file}: a part that the layout does not know; say where it belongs"
+        for name in imported(tree):
+            package, _, rest = name.partition(".")
+            target = rest.split(".")[0]
+            if package != "persona_ray" or target == part:
+                continue
+            if target == "__version__" or not target:
+                continue
+            arrows.add((part, target))
+            if target not in ALLOWED[part]:
+                wrong.append(f"{file} imports {name}")
+    print("\n".join(f"{source} -> {target}" for source, target in sorted(arrows)))
+    assert len(arrows) > 20
+    assert not wrong
+
+
+@pytest.mark.parametrize("package", list(HOMES))
+def test_heavy_packages_stay_where_they_belong(package: str) -> None:
+    users = [file for _, file, tree in modules() if any(name.split(".")[0] == package for name in imported(tree))]
+    assert users
+    assert not [file for file in users if not any(file == home or file.startswith(f"{home}/") for home in HOMES[package])]
+
+
+def python(code: str, *, without: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+    """Run code in a fresh interpreter in which the packages of `without` cannot be imported."""
+    block = f"import sys; sys.modules.update(dict.fromkeys({list(without)!r}))\n"
+    done = subprocess.run([sys.executable, "-c", block + code], capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+HEAVY = ("torch", "ray", "transformers", "zarr", "plotly")
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import persona_ray",
+        "from persona_ray.cli import app\nfrom typer.testing import CliRunner\nassert CliRunner().invoke(app, ['--help']).exit_code == 0",
+    ],
+)
+def test_the_front_door_loads_nothing_heavy(code: str) -> None:
+    loaded = python(f"{code}\nimport sys\nprint([name for name in {HEAVY!r} if name in sys.modules])")
+    assert loaded.stdout.splitlines()[-1] == "[]"
+
+
+def test_a_laptop_needs_no_torch() -> None:
+    """Everything but running a model works where torch and transformers are not installed; running says what is missing."""
+    code = """
+import sys
+from persona_ray.cli import main
+import persona_ray.report.page, persona_ray.report.from_store, persona_ray.store.reader
+for arguments, code in ((["schema"], 0), (["axis", "/nowhere"], 2), (["quickstart", "--out", "/nowhere/x"], 2)):
+    try:
+        main(arguments)
+    except SystemExit as end:
+        assert end.code == code, (arguments, end.code)
+"""
+    done = python(code, without=("torch", "transformers"))
+    assert "pip install 'persona-ray[engine]'" in done.stderr
