@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shlex
 import sys
 from importlib.resources import as_file, files
@@ -41,6 +42,7 @@ StoreUrl = Annotated[str, typer.Argument(metavar="STORE", help="Folder or URL of
 @app.command()
 def quickstart(
     out: Annotated[Path, typer.Option(help="Folder for the store and the report.")] = Path("persona-ray-quickstart"),
+    show: Annotated[bool | None, typer.Option("--open/--no-open", help="Open the page. Default: on a desktop, yes.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """The whole path on this machine with the shipped tiny model: rollouts, activations, axis, steering check, report.
@@ -49,7 +51,9 @@ def quickstart(
     """
     with as_file(files("persona_ray") / "data" / "quickstart.yaml") as path:
         job = load_job(path, [f"store.url={json.dumps(str(out / 'store'))}"])
-    _run(job, out / "report.html", address=None, as_json=as_json)
+    page = _run(job, out / "report.html", address=None, as_json=as_json)
+    if show or (show is None and not as_json and _is_desktop()):
+        typer.launch(page.absolute().as_uri())
 
 
 @app.command()
@@ -132,13 +136,16 @@ def main(arguments: list[str] | None = None) -> None:
         code = _complain(f"{error.format_message()} (see persona-ray --help)", EXIT_INPUT)
     except PersonaRayError as error:
         code = _complain(str(error), error.exit_code)
-    except (KeyboardInterrupt, typer.Abort):
+    except KeyboardInterrupt:
+        code = EXIT_INTERRUPTED
+    if code == EXIT_INTERRUPTED:  # the parser answers with this code, too, when it was interrupted
         again = shlex.join(["persona-ray", *arguments])
-        code = _complain(f"interrupted; what is committed is safe, and the same command resumes: {again}", EXIT_INTERRUPTED)
+        _complain(f"interrupted; what is committed is safe, and the same command resumes: {again}", EXIT_INTERRUPTED)
     sys.exit(code if isinstance(code, int) else EXIT_DONE)
 
 
-def _run(job: Job, report: Path, *, address: str | None, as_json: bool) -> None:
+def _run(job: Job, report: Path, *, address: str | None, as_json: bool) -> Path:
+    """Run the job and write its report; answers the page."""
     try:
         from persona_ray import pipeline
     except ModuleNotFoundError as error:
@@ -148,7 +155,15 @@ def _run(job: Job, report: Path, *, address: str | None, as_json: bool) -> None:
     _require_writable(report)
     console = Console(stderr=True, quiet=as_json)
     outcome = pipeline.run(job, TerminalProgress(console), address=address)
-    _summary(outcome, _write_page(outcome.store_url, report), as_json=as_json)
+    page = _write_page(outcome.store_url, report)
+    _summary(outcome, page, as_json=as_json)
+    return page
+
+
+def _is_desktop() -> bool:
+    """Somebody sits at a screen: a terminal, and a display to open a page on."""
+    has_display = sys.platform == "darwin" or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
+    return has_display and sys.stdout.isatty()
 
 
 def _write_page(url: str, out: Path) -> Path:

@@ -29,7 +29,7 @@ from persona_ray.reduce.tasks import moments_of
 from persona_ray.rollouts.importing import DEFAULT_ARCHETYPE, conversations_digest, read_conversations
 from persona_ray.rollouts.produce import generate_rollouts, import_rollouts
 from persona_ray.rollouts.transcript import SPAN_RULE, Transcriber
-from persona_ray.rollouts.wanted import rows_to_generate, rows_to_import
+from persona_ray.rollouts.wanted import opening, rows_to_generate, rows_to_import
 from persona_ray.scheduler.driver import Driver, cluster
 from persona_ray.scheduler.state import SchedulerState
 from persona_ray.shards.actor import Replicas, ReplicaSpec, plan_stages
@@ -38,13 +38,11 @@ from persona_ray.shards.source import ModelFacts, model_facts, model_location
 from persona_ray.shards.stage import StageSpec
 from persona_ray.spec import (
     CapturedUnit,
-    Edit,
     Engine,
     Float32,
     GenerationRequest,
     Identity,
     Judge,
-    Message,
     Plan,
     ProgressCallback,
     Receipt,
@@ -53,16 +51,15 @@ from persona_ray.spec import (
     Row,
     RunCounts,
     Sampling,
-    ScoredRows,
     Spans,
     SteeringCheck,
     Unit,
 )
-from persona_ray.steer.check import Asked, Experiment, check_steering
+from persona_ray.steer.check import Experiment, Request, check_steering
 from persona_ray.steer.edit import AddVector
 from persona_ray.store.finish import finish_store
 from persona_ray.store.prepare import prepare_store, stored_unit_rows
-from persona_ray.store.reader import StoreReader, open_store
+from persona_ray.store.reader import StoredRows, StoreReader, open_store
 from persona_ray.store.reduced import publish_reduced, write_reduced
 from persona_ray.store.scores import ScoreWriter, publish_scores
 from persona_ray.store.steering import read_steering, write_steering
@@ -367,7 +364,7 @@ def reduce_store(setup: Setup, store: StoreReader, progress: Progress) -> Reduce
         return store.reduced(name)
     units = sorted(store.ledger.committed())
     with progress.phase("reduce", len(units), "units") as advance:
-        moments = moments_of(partial(_scored_rows, url, judge_name), units, num_tasks=REDUCE_TASKS, progress=advance)
+        moments = moments_of(StoredRows(url, judge_name), units, num_tasks=REDUCE_TASKS, progress=advance)
     reduced = persona_space(
         moments,
         archetypes=setup.plan.archetypes,
@@ -380,11 +377,6 @@ def reduce_store(setup: Setup, store: StoreReader, progress: Progress) -> Reduce
     write_reduced(url, reduced)
     publish_reduced(url, reduced.name)
     return reduced
-
-
-def _scored_rows(url: str, judge_name: str | None, units: Sequence[int]) -> Iterator[ScoredRows]:
-    """A `RowSource` that opens the store where the reducing task runs."""
-    return open_store(url).scored_rows(units, judge_name)
 
 
 def steer(setup: Setup, store: StoreReader, reduced: Reduced, replicas: Replicas, progress: Progress) -> SteeringCheck | None:
@@ -418,23 +410,22 @@ def _best_place(reduced: Reduced) -> int:
     return reduced.layers.index(reduced.attributes["best_layer"])
 
 
-def _ask(
-    setup: Setup, selection: Selection, replicas: Replicas, advance: ProgressCallback, asked: Sequence[Asked], edit: Edit | None
-) -> list[str]:
-    """Answers under an edit; the same question draws the same random numbers under every edit, so that answers pair."""
+def _ask(setup: Setup, selection: Selection, replicas: Replicas, advance: ProgressCallback, requests: Sequence[Request]) -> list[list[str]]:
+    """Answers under edits; the same question draws the same random numbers under every edit, so that answers pair."""
     transcriber = setup.work.transcriber()
-    archetypes = {archetype.name: archetype for archetype in selection.archetypes}
-    requests = []
-    for name, question in asked:
-        prompts = archetypes[name].system_prompts
-        system_prompt = prompts[question % selection.system_prompts]
-        conversation = [Message("user", selection.catalog.questions[question].text)]
-        if system_prompt:
-            conversation.insert(0, Message("system", system_prompt))
-        requests.append(GenerationRequest(f"steering/{name}/{question}", transcriber.prompt_ids(conversation)))
-    answers = replicas.generate(requests, _sampling(setup.job), () if edit is None else (edit,))
-    advance(len(answers))
-    return [transcriber.text(answer.answer_ids) for answer in answers]
+    batches = [
+        ([_steering_request(selection, transcriber, name, question) for name, question in asked], () if edit is None else (edit,))
+        for asked, edit in requests
+    ]
+    answers = replicas.generate(batches, _sampling(setup.job), advance)
+    return [[transcriber.text(answer.answer_ids) for answer in batch] for batch in answers]
+
+
+def _steering_request(selection: Selection, transcriber: Transcriber, name: str, question: int) -> GenerationRequest:
+    archetype = next(archetype for archetype in selection.archetypes if archetype.name == name)
+    system_prompt = archetype.system_prompts[question % selection.system_prompts]
+    conversation = opening(system_prompt, selection.catalog.questions[question].text)
+    return GenerationRequest(f"steering/{name}/{question}", transcriber.prompt_ids(conversation))
 
 
 class Clock:

@@ -26,10 +26,15 @@ def rows_to_generate(
 
 def _row_to_generate(index: int, archetype: Archetype, prompt: int, question: int, text: str, sample: int) -> Row:
     system_prompt = archetype.system_prompts[prompt]
-    system = (Message("system", system_prompt),) if system_prompt else ()
-    conversation = (*system, Message("user", text))
+    conversation = opening(system_prompt, text)
     key = RowKey(archetype.name, prompt, question, sample, turn=len(conversation))
     return Row(index, key, system_prompt, text, conversation)
+
+
+def opening(system_prompt: str, question: str) -> tuple[Message, ...]:
+    """A question to a character. An empty system prompt means no system message at all."""
+    system = (Message("system", system_prompt),) if system_prompt else ()
+    return (*system, Message("user", question))
 
 
 def rows_to_import(conversations: Mapping[str, Sequence[ImportedConversation]]) -> tuple[Row, ...]:

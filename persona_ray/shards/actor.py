@@ -22,7 +22,7 @@ from ray.exceptions import ObjectLostError, RayActorError
 from persona_ray.errors import InputError, RetryableError
 from persona_ray.shards.engine import ShardEngine
 from persona_ray.shards.stage import DecodeStep, Stage, StageSpec
-from persona_ray.spec import Edit, Engine, Float32, Float64, Generated, GenerationRequest, Int32, Receipt, Sampling, Unit
+from persona_ray.spec import Edit, Engine, Float32, Float64, Generated, GenerationRequest, Int32, ProgressCallback, Receipt, Sampling, Unit
 
 RESTART_DEADLINE_S = 60.0
 """A lost actor process is back within this time, or the replica is given up for this unit."""
@@ -187,17 +187,17 @@ class Replicas:
             self._handles = {index: self._start(index) for index in range(self._number())}
         return self._handles
 
-    def generate(self, requests: Sequence[GenerationRequest], sampling: Sampling, edits: Sequence[Edit]) -> list[Generated]:
-        """One answer for every request, in order; spread so that every stage of every replica has work."""
+    def generate(
+        self, batches: Sequence[tuple[Sequence[GenerationRequest], Sequence[Edit]]], sampling: Sampling, advance: ProgressCallback
+    ) -> list[list[Generated]]:
+        """For every batch of requests, under its edits, one answer each, in order; batches are under way at once on all replicas."""
         handles = list(self.handles.values())
-        num_parts = len(handles) * self._spec.concurrent_units
-        parts = [range(part, len(requests), num_parts) for part in range(min(num_parts, len(requests)))]
-        refs = [
-            handles[number % len(handles)].generate.remote([requests[i] for i in part], sampling, edits)
-            for number, part in enumerate(parts)
-        ]
-        answers = {i: answer for part, ref in zip(parts, refs, strict=True) for i, answer in zip(part, _get(ref), strict=True)}
-        return [answers[i] for i in range(len(requests))]
+        refs = [handles[i % len(handles)].generate.remote(requests, sampling, edits) for i, (requests, edits) in enumerate(batches)]
+        answers: list[list[Generated]] = []
+        for ref in refs:
+            answers.append(_get(ref))
+            advance(len(answers[-1]))
+        return answers
 
     def __enter__(self) -> Self:
         return self

@@ -21,8 +21,10 @@ FAR, NEAR = "far", "near"
 
 Asked = tuple[str, int]
 """Archetype and question."""
-Ask = Callable[[Sequence[Asked], Edit | None], list[str]]
-"""One answer for every (archetype, question), in order, under the edit."""
+Request = tuple[Sequence[Asked], Edit | None]
+"""Some (archetype, question) pairs, all under one edit."""
+Ask = Callable[[Sequence[Request]], list[list[str]]]
+"""The answers to several requests, which may be under way at once: for each request one answer for every pair, in order."""
 CountWords = Callable[[str], tuple[int, int]]
 """(words of the Assistant's side, all lexicon words) in an answer."""
 MakeEdit = Callable[[int, Float32], Edit]
@@ -37,12 +39,12 @@ class CheckSize:
     num_neighbours: int = 2
     """Beside the default Assistant."""
     num_layers: int = 3
-    strengths: tuple[float, ...] = (1.0, 2.0, 3.0)
+    strengths: tuple[float, ...] = (2.0, 4.0, 6.0)
     """Multiples of the axis."""
     num_questions_choosing: int = 4
     num_questions_measuring: int = 8
-    least_words_kept: float = 0.5
-    """A candidate whose answers keep fewer of the unsteered answers' lexicon words has broken the model, not moved it."""
+    words_kept: tuple[float, float] = (0.5, 1.5)
+    """Lexicon words of the answers over those of the unsteered ones: a model that falls silent or repeats itself was broken, not moved."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +58,7 @@ class Choice:
     shift_away: float
     """Its fall in the near cohort, under - axis; -1..1."""
     words_kept: float
-    """Lexicon words of the edited answers over those of the unsteered ones, the lesser of the two cohorts."""
+    """Lexicon words of the edited answers over those of the unsteered ones, in the cohort where that is further from 1."""
 
     def as_dict(self) -> dict[str, float]:
         """Plain numbers."""
@@ -172,23 +174,21 @@ def _pairs(members: Sequence[str], questions: Sequence[int]) -> list[Asked]:
 
 def _try_candidates(experiment: Experiment, cohorts: Mapping[str, tuple[str, ...]], questions: Sequence[int]) -> list[Choice]:
     far, near = _pairs(cohorts[FAR], questions), _pairs(cohorts[NEAR], questions)
-    plain = experiment.ask([*far, *near], None)
-    far_plain, near_plain = plain[: len(far)], plain[len(far) :]
-    candidates = []
-    for layer in choose_layers(experiment):
-        for strength in experiment.size.strengths:
-            toward = experiment.ask(far, experiment.edit(layer, strength))
-            away = experiment.ask(near, experiment.edit(layer, -strength))
-            candidates.append(
-                Choice(
-                    layer,
-                    strength,
-                    shift_toward=experiment.share(toward) - experiment.share(far_plain),
-                    shift_away=experiment.share(near_plain) - experiment.share(away),
-                    words_kept=min(_kept(experiment, toward, far_plain), _kept(experiment, away, near_plain)),
-                )
-            )
-    return candidates
+    tried = [(layer, strength) for layer in choose_layers(experiment) for strength in experiment.size.strengths]
+    requests: list[Request] = [(far, None), (near, None)]
+    for layer, strength in tried:
+        requests += [(far, experiment.edit(layer, strength)), (near, experiment.edit(layer, -strength))]
+    far_plain, near_plain, *edited = experiment.ask(requests)
+    return [
+        Choice(
+            layer,
+            strength,
+            shift_toward=experiment.share(toward) - experiment.share(far_plain),
+            shift_away=experiment.share(near_plain) - experiment.share(away),
+            words_kept=max(_kept(experiment, toward, far_plain), _kept(experiment, away, near_plain), key=lambda kept: abs(kept - 1)),
+        )
+        for (layer, strength), toward, away in zip(tried, edited[::2], edited[1::2], strict=True)
+    ]
 
 
 def _kept(experiment: Experiment, edited: Sequence[str], plain: Sequence[str]) -> float:
@@ -198,25 +198,24 @@ def _kept(experiment: Experiment, edited: Sequence[str], plain: Sequence[str]) -
 
 def _merit(candidate: Choice, size: CheckSize) -> tuple[bool, float]:
     """Both directions must work, so the weaker one counts; a model that still speaks its words comes first."""
-    return candidate.words_kept >= size.least_words_kept, min(candidate.shift_toward, candidate.shift_away)
+    least, most = size.words_kept
+    return least <= candidate.words_kept <= most, min(candidate.shift_toward, candidate.shift_away)
 
 
 def _measure(
     experiment: Experiment, cohorts: Mapping[str, tuple[str, ...]], questions: Sequence[int], chosen: Choice
 ) -> tuple[tuple[SteeringArm, ...], tuple[SteeringExample, ...]]:
     pairs = {cohort: _pairs(members, questions) for cohort, members in cohorts.items()}
+    arms = [(label, strength, random, cohort) for label, strength, random in _arms(chosen.strength) for cohort in pairs]
+    told = experiment.ask([(pairs[cohort], experiment.edit(chosen.layer, strength, random=random)) for _, strength, random, cohort in arms])
     answers: dict[str, dict[str, list[str]]] = {}
-    arms = []
-    for label, strength, random in _arms(chosen.strength):
-        edit = experiment.edit(chosen.layer, strength, random=random)
-        texts = iter(experiment.ask([pair for asked in pairs.values() for pair in asked], edit))
-        answers[label] = {cohort: [next(texts) for _ in asked] for cohort, asked in pairs.items()}
-        arms += [
-            SteeringArm(label=label, cohort=cohort, strength=strength, assistant_share=experiment.share(told), num_answers=len(told))
-            for cohort, told in answers[label].items()
-        ]
+    measured = []
+    for (label, strength, _, cohort), texts in zip(arms, told, strict=True):
+        answers.setdefault(label, {})[cohort] = texts
+        share = experiment.share(texts)
+        measured.append(SteeringArm(label=label, cohort=cohort, strength=strength, assistant_share=share, num_answers=len(texts)))
     examples = (_typical(experiment, pairs[FAR], FAR, "+axis", answers), _typical(experiment, pairs[NEAR], NEAR, "-axis", answers))
-    return tuple(arms), examples
+    return tuple(measured), examples
 
 
 def _arms(strength: float) -> tuple[tuple[str, float, bool], ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -191,3 +192,16 @@ class StoreReader:
     def _latest(self, key: str) -> str | None:
         data = self._backend.get_or_none(key)
         return None if data is None else str(json.loads(data)["name"])
+
+
+@dataclass(frozen=True, slots=True)
+class StoredRows:
+    """A `spec.RowSource` that travels: it opens the store in the process that reads."""
+
+    url: str
+    scores: str | None
+    """Name of the judge whose scores come along."""
+
+    def __call__(self, units: Sequence[int]) -> Iterator[ScoredRows]:
+        """The units' committed, stored rows, in the order asked for."""
+        return open_store(self.url).scored_rows(units, self.scores)

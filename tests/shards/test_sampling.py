@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from persona_ray.shards.sampling import draw, uniform_stream
+from persona_ray.shards.sampling import draw, likeliest, uniform_stream
 from persona_ray.spec import Sampling
 
 LOGITS = torch.tensor([[2.0, 1.0, 0.0, -1.0, -2.0]])
@@ -49,6 +49,22 @@ def test_a_draw_is_always_among_the_kept_tokens(logits: list[float], uniform: fl
     probability = torch.softmax(logits_V.double() / temperature, -1)[0]
     likelier = float(probability[probability > probability[token]].sum())
     assert likelier < top_p + 1e-9
+
+
+@given(seed=st.integers(0, 10_000), top_p=st.floats(0.05, 1), scale=st.floats(0, 6), rounded=st.booleans())
+@settings(max_examples=100)
+def test_looking_at_candidates_first_draws_what_sorting_everything_draws(seed: int, top_p: float, scale: float, rounded: bool) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    logits_BV = scale * torch.randn(3, 500, generator=generator)
+    if rounded:  # many ties
+        logits_BV = logits_BV.round()
+    probability_BV = torch.softmax(logits_BV.double(), -1)
+    sorted_BV, token_BV = torch.sort(probability_BV, dim=-1, descending=True, stable=True)
+    in_nucleus_BV = sorted_BV.cumsum(-1) - sorted_BV < top_p
+    found_BN, found_token_BN = likeliest(probability_BV, top_p)
+    for row, (size, probability_N, token_N) in enumerate(zip(in_nucleus_BV.sum(-1).tolist(), found_BN, found_token_BN, strict=True)):
+        assert torch.equal(probability_N[:size], sorted_BV[row, :size])
+        assert torch.equal(token_N[:size], token_BV[row, :size])
 
 
 def test_temperature_zero_is_greedy() -> None:

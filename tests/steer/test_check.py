@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 
 from persona_ray.errors import InputError
 from persona_ray.spec import Edit, Float32
-from persona_ray.steer.check import Asked, CheckSize, Experiment, check_steering, choose_cohorts, choose_layers, split_questions
+from persona_ray.steer.check import Asked, CheckSize, Experiment, Request, check_steering, choose_cohorts, choose_layers, split_questions
 
 LAYERS = (0, 2, 4, 6)
 WIDTH = 64
@@ -19,6 +20,7 @@ NUM_WORDS = 40
 GAIN = {0: 0.05, 2: 0.25, 4: 0.15, 6: 0.9}
 """Layer -> shift of the share for each axis added."""
 BREAKS_BEYOND = 2.0
+SIZE = CheckSize(strengths=(1.0, 2.0, 3.0))
 
 
 class RecordedEdit:
@@ -32,10 +34,14 @@ class RecordedEdit:
 class FakeModel:
     """Says as many of the Assistant's words as its projection tells; steering moves it, at layer 2 most; beyond 2 axes it falls silent."""
 
-    def __init__(self) -> None:
+    def __init__(self, words_when_broken: int = 1) -> None:
+        self.words_when_broken = words_when_broken
         self.asked: list[tuple[tuple[Asked, ...], RecordedEdit | None]] = []
 
-    def ask(self, pairs: Sequence[Asked], edit: Edit | None) -> list[str]:
+    def ask(self, requests: Sequence[Request]) -> list[list[str]]:
+        return [self.answers(pairs, edit) for pairs, edit in requests]
+
+    def answers(self, pairs: Sequence[Asked], edit: Edit | None) -> list[str]:
         assert edit is None or isinstance(edit, RecordedEdit)
         self.asked.append((tuple(pairs), edit))
         return [self.answer(archetype, edit) for archetype, _ in pairs]
@@ -46,7 +52,7 @@ class FakeModel:
             axis_D = AXIS_LD[LAYERS.index(edit.layer)]
             strength = float(edit.vector_D @ axis_D / (axis_D @ axis_D))
             if abs(strength) > BREAKS_BEYOND + 0.01:
-                return "good" if strength > 0 else "dark"
+                return " ".join(["good" if strength > 0 else "dark"] * self.words_when_broken)
             pushed = GAIN[edit.layer] * strength
         share = min(1.0, max(0.0, (0.9 if PROJECTIONS[archetype] > 1 else 0.1) + pushed))
         good = round(NUM_WORDS * share)
@@ -69,6 +75,7 @@ def experiment_of(model: FakeModel, **changes: Any) -> Experiment:
         "ask": model.ask,
         "count_words": count_words,
         "make_edit": RecordedEdit,
+        "size": SIZE,
     }
     return Experiment(**(settings | changes))
 
@@ -80,11 +87,13 @@ def test_the_best_working_layer_and_strength_are_chosen() -> None:
     assert len(found.candidates) == 9
 
 
-def test_a_strength_that_breaks_the_model_is_not_taken_for_success() -> None:
-    found = check_steering(experiment_of(FakeModel()))
+@pytest.mark.parametrize("words_when_broken", [1, 3 * NUM_WORDS], ids=["falls silent", "repeats itself"])
+def test_a_strength_that_breaks_the_model_is_not_taken_for_success(words_when_broken: int) -> None:
+    found = check_steering(experiment_of(FakeModel(words_when_broken)))
     broken = [candidate for candidate in found.candidates if candidate["strength"] == 3.0]
-    assert all(candidate["words_kept"] < 0.5 for candidate in broken)
+    assert all(not 0.5 <= candidate["words_kept"] <= 1.5 for candidate in broken)
     assert max(broken, key=lambda candidate: candidate["shift_toward"])["shift_toward"] > 0.8
+    assert found.strength == 2.0
 
 
 def test_arms_show_the_axis_moving_both_cohorts_and_random_not() -> None:
@@ -106,7 +115,7 @@ def test_arms_show_the_axis_moving_both_cohorts_and_random_not() -> None:
 def test_the_random_arm_has_the_norm_of_the_axis_and_the_sign_flips() -> None:
     model = FakeModel()
     check_steering(experiment_of(model))
-    plain, plus, minus, random, opposite = (edit for _, edit in model.asked[-5:])
+    plain, plus, minus, random, opposite = (edit for _, edit in model.asked[-10::2])
     assert plain is None
     assert plus is not None
     assert minus is not None
@@ -125,8 +134,8 @@ def test_choosing_and_measuring_share_no_question() -> None:
     found = check_steering(experiment_of(model))
     assert not set(found.questions_chosen_on) & set(found.questions_measured_on)
     assert (len(found.questions_chosen_on), len(found.questions_measured_on)) == (4, 8)
-    choosing = {question for pairs, _ in model.asked[:-5] for _, question in pairs}
-    measuring = {question for pairs, _ in model.asked[-5:] for _, question in pairs}
+    choosing = {question for pairs, _ in model.asked[:-10] for _, question in pairs}
+    measuring = {question for pairs, _ in model.asked[-10:] for _, question in pairs}
     assert choosing == set(found.questions_chosen_on)
     assert measuring == set(found.questions_measured_on)
 
@@ -135,7 +144,7 @@ def test_the_bill_is_what_the_docstring_says() -> None:
     model = FakeModel()
     check_steering(experiment_of(model))
     assert sum(len(pairs) for pairs, _ in model.asked) == 28 + 9 * 28 + 5 * 56
-    assert len(model.asked) == 1 + 2 * 9 + 5
+    assert len(model.asked) == 2 + 2 * 9 + 2 * 5
 
 
 def test_examples_hold_one_question_of_each_cohort_under_every_arm() -> None:
@@ -177,7 +186,7 @@ def test_layers_go_by_separation_and_the_last_is_left_out(separation_L: list[flo
 
 
 def test_a_single_layer_is_used() -> None:
-    experiment = experiment_of(FakeModel(), layers=(2,), axis_LD=AXIS_LD[1:2], separation_L=[1.0], size=CheckSize(num_layers=3))
+    experiment = experiment_of(FakeModel(), layers=(2,), axis_LD=AXIS_LD[1:2], separation_L=[1.0], size=replace(SIZE, num_layers=3))
     assert choose_layers(experiment) == (2,)
 
 

@@ -1,0 +1,159 @@
+"""The command line: exit codes, one-line complaints, output for people and for machines. Whole runs are in tests/cluster."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from persona_ray import cli
+
+
+def call(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    """Exit code, standard output, standard error."""
+    with pytest.raises(SystemExit) as end:
+        cli.main(list(arguments))
+    out, err = capsys.readouterr()
+    assert isinstance(end.value.code, int)
+    return end.value.code, out, err
+
+
+@pytest.fixture
+def job(tmp_path: Path, chat_model: Path, small_catalog: Path) -> Path:
+    """A job file that would run; its store does not exist yet."""
+    file = tmp_path / "job.yaml"
+    document = {
+        "name": "small",
+        "model": {"id": str(chat_model), "dtype": "float32"},
+        "shards": {"gpus_per_shard": 0},
+        "catalog": {"source": str(small_catalog), "system_prompts": 1, "questions": 2},
+        "rollouts": {"max_new_tokens": 4},
+        "store": {"url": str(tmp_path / "store")},
+    }
+    file.write_text(yaml.safe_dump(document))
+    return file
+
+
+def test_the_schema_is_json(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = call(capsys, "schema")
+    assert code == 0
+    assert json.loads(out)["properties"]["store"]
+
+
+@pytest.mark.parametrize("command", [[], ["quickstart"], ["run"], ["axis"], ["report"], ["store", "info"], ["schema"]])
+def test_every_command_has_help_with_an_example(capsys: pytest.CaptureFixture[str], command: list[str]) -> None:
+    code, out, _ = call(capsys, *command, "--help")
+    assert code == 0
+    assert not command or "Example: persona-ray" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        ([], "Missing command"),
+        (["nonsense"], "No such command 'nonsense'"),
+        (["store"], "Missing command"),
+        (["run"], "Missing argument 'JOB'"),
+        (["run", "/nowhere/job.yaml"], "/nowhere/job.yaml: cannot be read as a job file"),
+        (["axis", "/nowhere/store"], "no persona_ray store here"),
+        (["report", "/nowhere/store"], "no persona_ray store here"),
+        (["store", "info", "ftp://x/y"], "ftp"),
+    ],
+)
+def test_a_wrong_command_line_is_one_line_and_exit_2(capsys: pytest.CaptureFixture[str], arguments: list[str], complaint: str) -> None:
+    code, out, err = call(capsys, *arguments)
+    assert code == 2
+    assert out == ""
+    assert err.startswith("persona-ray: ")
+    assert err.count("\n") == 1
+    assert complaint in err
+
+
+@pytest.mark.parametrize(
+    ("override", "complaint"),
+    [
+        ("modle.id=x", "modle: unknown key"),
+        ("model.id=/nowhere/model", "is not a model folder"),
+        ("model.id=builtin:other", "builtin:tiny-persona is"),
+        ("model.id=nobody/has-this-model", "cannot be opened as a model"),
+        ("shards.stages=9", "9 stages for 4 layers"),
+        ("capture.layers=[4]", "this model has layers 0 to 3"),
+        ("catalog.source=/nowhere/catalog.yaml", "/nowhere/catalog.yaml"),
+        ("catalog.archetypes=[pirat]", "did you mean pirate?"),
+        ("catalog.questions=99", "the catalogue has 4"),
+        ("catalog.system_prompts=3", "has only 2 system prompts"),
+        ("judge={backend: lexicon}", "this model comes without a lexicon"),
+        ("judge={backend: scores, path: /nowhere}", "/nowhere"),
+        ("rollouts={source: import, path: /nowhere}", "holds no {archetype}.jsonl file"),
+        ("store.url=/proc/store", "/proc/store"),
+        ("store.url=/dev/null/store", "/dev/null/store"),
+        ("store.url=ftp://host/store", "ftp"),
+        ("limits.rows=3", "limits.rows: is not available in this version"),
+    ],
+)
+def test_what_a_job_gets_wrong_is_one_line_exit_2_and_nothing_is_begun(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, job: Path, override: str, complaint: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = sorted(path for path in tmp_path.rglob("*"))
+    code, out, err = call(capsys, "run", str(job), "--set", override)
+    assert (code, out) == (2, "")
+    assert complaint in err
+    assert len([line for line in err.splitlines() if line.startswith("persona-ray: ")]) == 1
+    assert "Traceback" not in err
+    assert sorted(path for path in tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("archetypes: {}\nquestions: [Why?]\n", "archetype"),
+        (
+            "archetypes:\n  bard: {description: d, system_prompts: [a]}\n"
+            "  bard: {description: d, system_prompts: [b]}\nquestions: [Why?]\n",
+            "bard",
+        ),
+        ("archetypes:\n  bard: {description: d, system_prompts: [a]}\nquestions: [Why?]\n", "default"),
+    ],
+    ids=["empty", "duplicate", "no default"],
+)
+def test_a_catalogue_that_cannot_be_used_is_named(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, job: Path, text: str, complaint: str
+) -> None:
+    catalog = tmp_path / "own.yaml"
+    catalog.write_text(text)
+    code, _, err = call(capsys, "run", str(job), "--set", f"catalog.source={catalog}")
+    assert code == 2
+    assert "own.yaml" in err
+    assert complaint in err
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_place_that_holds_something_else_is_not_touched(capsys: pytest.CaptureFixture[str], tmp_path: Path, job: Path) -> None:
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store" / "thesis.txt").write_text("years of work")
+    code, _, err = call(capsys, "run", str(job))
+    assert code == 2
+    assert "thesis.txt" in err
+    assert [path.name for path in (tmp_path / "store").iterdir()] == ["thesis.txt"]
+
+
+def test_a_report_that_cannot_be_written_is_known_before_the_work(capsys: pytest.CaptureFixture[str], tmp_path: Path, job: Path) -> None:
+    code, _, err = call(capsys, "run", str(job), "--report", "/dev/null/report.html")
+    assert code == 2
+    assert "/dev/null/report.html" in err
+    assert not (tmp_path / "store").exists()
+
+
+def test_ctrl_c_says_how_to_resume(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, job: Path) -> None:
+    from persona_ray import pipeline
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipeline, "run", interrupted)
+    code, _, err = call(capsys, "run", str(job), "--set", "name=with space".replace(" ", "-"))
+    assert code == 130
+    assert f"the same command resumes: persona-ray run {job} --set name=with-space" in err
