@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from persona_ray.config import Job, job_schema, load_job
 from persona_ray.errors import EXIT_DONE, EXIT_INPUT, EXIT_INTERRUPTED, InputError, PersonaRayError
@@ -59,7 +60,7 @@ def quickstart(
 @app.command()
 def run(
     job: Annotated[Path, typer.Argument(metavar="JOB", help="Job file (YAML); its keys: persona-ray schema.")],
-    address: Annotated[str | None, typer.Option(help="Ray cluster, e.g. auto or ray://head:10001. Default: a local one.")] = None,
+    address: Annotated[str | None, typer.Option(help="Ray cluster: auto, or host:port of its head. Default: a local one.")] = None,
     overrides: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Replace a key of the job.")] = None,
     report: Annotated[Path | None, typer.Option(help="HTML file. Default: NAME-report.html in the current folder.")] = None,
     as_json: AsJson = False,
@@ -113,7 +114,7 @@ def info(store: StoreUrl, as_json: AsJson = False) -> None:
     facts = open_store(store).info()
     table = Table.grid(padding=(0, 2))
     for key, value in facts.items():
-        table.add_row(key.replace("_", " "), _in_short(value))
+        table.add_row(key.replace("_", " "), Text(_in_short(value)))
     _show(facts, table, as_json=as_json)
 
 
@@ -180,24 +181,23 @@ def _write_page(url: str, out: Path) -> Path:
 
 def _require_writable(out: Path) -> None:
     """A report that cannot be written is known before the work, not after it."""
-    existing = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
-    if out.is_dir() or (existing != out.absolute() and not existing.is_dir()):
+    existing = next(place for place in (out.absolute(), *out.absolute().parents) if place.exists())
+    is_free = existing.is_file() if existing == out.absolute() else existing.is_dir()
+    if not is_free or not os.access(existing, os.W_OK):
         raise InputError(f"{out}: not a file that can be written")
 
 
 def _summary(outcome: Outcome, page: Path, *, as_json: bool) -> None:
-    from rich.console import Group
-
     from persona_ray.report.tables import axis_json, axis_table, run_table, steering_json, steering_table
 
     counts = outcome.counts
     run_facts: dict[str, Any] = {
         "rows": {"asked": counts.asked, "stored": counts.stored, "refused": counts.refused, "reasons": counts.reasons},
         "seconds": dict(outcome.seconds),
-        "store_url": outcome.store_url,
     }
     facts = {
         **run_facts,
+        "store_url": outcome.store_url,
         "units_done": outcome.units_done,
         "axis": axis_json(outcome.reduced),
         "steering": None if outcome.steering is None else steering_json(outcome.steering),
@@ -207,15 +207,20 @@ def _summary(outcome: Outcome, page: Path, *, as_json: bool) -> None:
     if outcome.steering is not None:
         parts.append(steering_table(outcome.steering))
     resumed = "" if outcome.units_done else "Everything was there already; nothing was generated again.\n"
-    following = f"{resumed}\nreport   {page}\nnext     persona-ray axis {shlex.quote(outcome.store_url)}"
-    _show(facts, Group(*parts, run_table(run_facts), following), as_json=as_json)
+    following = f"{resumed}\nstore    {outcome.store_url}\nreport   {page}\nnext     persona-ray axis {shlex.quote(outcome.store_url)}"
+    _show(facts, *parts, run_table(run_facts), following, as_json=as_json)
 
 
-def _show(facts: dict[str, Any], text: Any, *, as_json: bool) -> None:
+def _show(facts: dict[str, Any], *parts: Any, as_json: bool) -> None:
     if as_json:
         print(json.dumps(facts, indent=2, ensure_ascii=False))
-    else:
-        Console().print(text)
+        return
+    console = Console()
+    for part in parts:
+        if isinstance(part, str):  # paths stay whole, and square brackets are no markup
+            print(part)
+        else:
+            console.print(part)
 
 
 def _in_short(value: object) -> str:

@@ -54,8 +54,15 @@ class ShardsConfig(_Section):
     accelerator: str | None = Field(None, description="Ray accelerator type that every actor needs, e.g. H100.")
     batch_tokens: int | Literal["auto"] = Field("auto", description="Padded tokens per forward batch.")
 
+    @property
+    def device(self) -> Literal["cpu", "cuda"]:
+        """Where the shards compute."""
+        return "cuda" if self.gpus_per_shard else "cpu"
+
     @model_validator(mode="after")
     def _positive(self) -> Self:
+        if self.gpus_per_shard > 1 and self.gpus_per_shard != int(self.gpus_per_shard):
+            raise ValueError("gpus_per_shard above 1 must be a whole number")
         for name in ("replicas", "batch_tokens"):
             value = getattr(self, name)
             if value != "auto" and value < 1:
@@ -198,7 +205,7 @@ def load_job(path: str | Path, overrides: Sequence[str] = ()) -> Job:
         raise InputError(f"{path}: cannot be read as a job file ({error})") from error
     try:
         document = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # a date that does not exist is a ValueError
         raise InputError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(document, dict):
         raise InputError(f"{path}: a job file is a YAML mapping with at least model and store")
@@ -228,7 +235,7 @@ def _apply(document: dict[str, Any], override: str) -> None:
         section = child
     try:
         section[last] = yaml.safe_load(value)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise InputError(f"--set {override}: the value is not YAML") from error
 
 

@@ -22,6 +22,7 @@ import numpy as np
 from persona_ray.catalog.load import load_catalog
 from persona_ray.catalog.select import Selection, select
 from persona_ray.config import Job
+from persona_ray.errors import InputError, NothingUsableError
 from persona_ray.judge.backends import open_judge
 from persona_ray.judge.lexicon import LexiconJudge
 from persona_ray.reduce.persona_space import persona_space, space_name
@@ -57,8 +58,10 @@ from persona_ray.spec import (
 )
 from persona_ray.steer.check import Experiment, Request, check_steering
 from persona_ray.steer.edit import AddVector
+from persona_ray.store.address import absolute_url
 from persona_ray.store.finish import finish_store
-from persona_ray.store.prepare import prepare_store, stored_unit_rows
+from persona_ray.store.ledger import Ledger
+from persona_ray.store.prepare import check_store, prepare_store, stored_job
 from persona_ray.store.reader import StoredRows, StoreReader, open_store
 from persona_ray.store.reduced import publish_reduced, write_reduced
 from persona_ray.store.scores import ScoreWriter, publish_scores
@@ -81,8 +84,8 @@ BATCH_TOKENS = {"cpu": 8_192, "cuda": 32_768}
 class Progress(Protocol):
     """Who tells people how far the run is."""
 
-    def phase(self, name: str, total: int, unit: str) -> AbstractContextManager[ProgressCallback]:
-        """One piece of long work, of `total` items called `unit`."""
+    def phase(self, name: str, total: int, unit: str, done: int = 0) -> AbstractContextManager[ProgressCallback]:
+        """One piece of long work, of `total` items called `unit`, `done` of them before."""
         ...
 
 
@@ -107,19 +110,27 @@ def run(job: Job, progress: Progress, *, address: str | None = None) -> Outcome:
     """
     clock = Clock()
     setup = prepare(job)
-    prepare_store(job.store.url, identity=setup.identity, plan=setup.plan, job=job.as_dict())
+    url = setup.job.store.url
+    check_store(url, identity=setup.identity, plan=setup.plan)
     with clock("start"), cluster(address), Replicas(setup.replica, setup.work, count=job.shards.replicas, name=job.name) as replicas:
-        store = open_store(job.store.url)
-        with clock("rollouts and activations"):
-            units_done = extract(setup, store, replicas, progress)
-        with clock("judge"):
-            judge_rollouts(setup, store, progress)
-        with clock("reduce"):
-            reduced = reduce_store(setup, store, progress)
-        with clock("steering check"):
-            steering = steer(setup, store, reduced, replicas, progress)
-        finish_store(job.store.url)
-    return Outcome(job.store.url, store.ledger.counts(), units_done, reduced, steering, clock.seconds)
+        if setup.is_unfinished():
+            with progress.phase("load the model", len(setup.replica.stages), "stages") as advance:
+                replicas.check()
+                advance(len(setup.replica.stages))
+        prepare_store(url, identity=setup.identity, plan=setup.plan, job=setup.job.as_dict())
+        store = open_store(url)
+        try:
+            with clock("rollouts and activations"):
+                units_done = extract(setup, store, replicas, progress)
+            with clock("judge"):
+                judge_rollouts(setup, store, progress)
+            with clock("reduce"):
+                reduced = reduce_store(setup, store, progress)
+            with clock("steering check"):
+                steering = steer(setup, store, reduced, replicas, progress)
+        finally:
+            finish_store(url)
+    return Outcome(url, store.ledger.counts(), units_done, reduced, steering, clock.seconds)
 
 
 # ---- what the job means, before anything is begun ---------------------------------------------------------------------
@@ -130,6 +141,7 @@ class Setup:
     """A job, understood: what is wanted, by which model, cut how."""
 
     job: Job
+    """With absolute URL, and with the choices made that it left open: the first run's, if the store is there already."""
     rows: tuple[Row, ...]
     plan: Plan
     identity: Identity
@@ -138,6 +150,11 @@ class Setup:
     """What was taken from the catalogue; None for imported conversations."""
     replica: ReplicaSpec
     work: ExtractUnit
+
+    def is_unfinished(self) -> bool:
+        """Whether there are units to compute, as far as the store, if there is one, can tell."""
+        url = self.job.store.url
+        return stored_job(url) is None or not Ledger(url).committed().issuperset(self.plan.units)
 
     def unit(self, index: int) -> Unit:
         """The unit's rows."""
@@ -150,14 +167,16 @@ def prepare(job: Job) -> Setup:
     location = model_location(job.model.id)
     facts = model_facts(job.model)
     layers = layers_to_capture(facts.num_layers, job.capture.wanted_layers(facts.num_layers))
-    transcriber = Transcriber(location, job.model.revision)
+    transcriber = Transcriber(location, facts.revision)
     judge = open_judge(job.judge, _lexicon_beside(location))
     rows, archetypes, defaults, selection, source = _wanted(job)
-    unit_rows = stored_unit_rows(job.store.url) or _unit_rows(job, len(rows), len(layers) * facts.hidden_size)
-    plan = Plan(archetypes, defaults, tuple(row.key for row in rows), unit_rows)
+    job = _settled(job, len(rows), values_per_row=len(layers) * facts.hidden_size)
+    unit_rows = int(job.store.unit_rows)
+    stop_ids = _stop_ids(job, facts, transcriber)
+    max_length = min(job.capture.max_length, facts.max_positions or job.capture.max_length)
     identity = Identity(
         model_id=job.model.id,
-        model_revision=job.model.revision,
+        model_revision=facts.revision,
         model_config_digest=facts.config_digest,
         tokenizer_digest=transcriber.tokenizer_digest,
         template_digest=transcriber.template_digest,
@@ -166,24 +185,56 @@ def prepare(job: Job) -> Setup:
         span_rule=SPAN_RULE,
         layers=layers,
         hidden_size=facts.hidden_size,
-        rollouts={**source, **({} if job.rollouts.source == "import" else {"stop_ids": list(facts.stop_ids)})},
+        rollouts={**source, "stop_ids": list(stop_ids)},
         catalog_digest=None if selection is None else selection.catalog.digest,
-        max_length=job.capture.max_length,
+        max_length=max_length,
         unit_rows=unit_rows,
         store_dtype=job.store.dtype,
     )
-    replica = _replica(job, location, facts, layers)
-    sampling = _sampling(job) if job.rollouts.source == "generate" else None
     work = ExtractUnit(
         store_url=job.store.url,
         location=location,
-        revision=job.model.revision,
-        sampling=sampling,
-        max_length=job.capture.max_length,
-        batch_tokens=replica.batch_tokens,
+        revision=facts.revision,
+        sampling=_sampling(job) if job.rollouts.source == "generate" else None,
+        max_length=max_length,
+        batch_tokens=int(job.shards.batch_tokens),
         row_shape=(len(layers), facts.hidden_size),
     )
-    return Setup(job=job, rows=rows, plan=plan, identity=identity, judge=judge, selection=selection, replica=replica, work=work)
+    return Setup(
+        job=job,
+        rows=rows,
+        plan=Plan(archetypes, defaults, tuple(row.key for row in rows), unit_rows),
+        identity=identity,
+        judge=judge,
+        selection=selection,
+        replica=_replica(job, location, facts, layers, stop_ids),
+        work=work,
+    )
+
+
+def _settled(job: Job, num_rows: int, values_per_row: int) -> Job:
+    """The job with its URL absolute and no `auto` left in what decides the rows' bits or their place."""
+    url = absolute_url(job.store.url)
+    first = stored_job(url) or {"store": {}, "shards": {}}
+    unit_rows, batch_tokens = job.store.unit_rows, job.shards.batch_tokens
+    if unit_rows == "auto":
+        unit_rows = first["store"].get("unit_rows") or _unit_rows(job, num_rows, values_per_row)
+    if batch_tokens == "auto":
+        batch_tokens = BATCH_TOKENS[job.shards.device]
+    # The batches of the first run are kept, whatever this run's machines would take: they decide the last bits of every row.
+    batch_tokens = first["shards"].get("batch_tokens") or batch_tokens
+    store = job.store.model_copy(update={"url": url, "unit_rows": unit_rows})
+    return job.model_copy(update={"store": store, "shards": job.shards.model_copy(update={"batch_tokens": batch_tokens})})
+
+
+def _stop_ids(job: Job, facts: ModelFacts, transcriber: Transcriber) -> tuple[int, ...]:
+    """What ends an answer; nothing does where answers are imported."""
+    if job.rollouts.source == "import":
+        return ()
+    found = tuple(sorted({*facts.stop_ids, *transcriber.stop_ids}))
+    if not found:
+        raise InputError(f"model.id: {job.model.id}: neither config nor tokenizer names an end-of-turn token, so no answer would ever end")
+    return found
 
 
 def _wanted(job: Job) -> tuple[tuple[Row, ...], tuple[str, ...], tuple[str, ...], Selection | None, Mapping[str, object]]:
@@ -207,30 +258,28 @@ def _wanted(job: Job) -> tuple[tuple[Row, ...], tuple[str, ...], tuple[str, ...]
 
 
 def _unit_rows(job: Job, num_rows: int, values_per_row: int) -> int:
-    if job.store.unit_rows != "auto":
-        return job.store.unit_rows
+    """What fills a shard, and in a small run few enough for every replica to have several units."""
     fills_a_shard = int(SHARD_BYTES / (values_per_row * 4 * STORED_SHARE))
     replicas = 1 if job.shards.replicas == "auto" else job.shards.replicas
     return max(1, min(fills_a_shard, MAX_UNIT_ROWS, num_rows // (4 * replicas)))
 
 
-def _replica(job: Job, location: str, facts: ModelFacts, layers: tuple[int, ...]) -> ReplicaSpec:
-    device = "cuda" if job.shards.gpus_per_shard else "cpu"
+def _replica(job: Job, location: str, facts: ModelFacts, layers: tuple[int, ...], stop_ids: tuple[int, ...]) -> ReplicaSpec:
     whole = StageSpec(
         location=location,
-        revision=job.model.revision,
+        revision=facts.revision,
         dtype=job.model.dtype,
         attention=facts.attention,
         first_layer=0,
         end_layer=facts.num_layers,
         num_layers=facts.num_layers,
         captured=layers,
-        device=device,
+        device=job.shards.device,
     )
     return ReplicaSpec(
         stages=plan_stages(whole, cut_layers(facts.num_layers, job.shards.stages)),
-        batch_tokens=BATCH_TOKENS[device] if job.shards.batch_tokens == "auto" else job.shards.batch_tokens,
-        stop_ids=facts.stop_ids,
+        batch_tokens=int(job.shards.batch_tokens),
+        stop_ids=stop_ids,
         gpus_per_shard=job.shards.gpus_per_shard,
         accelerator=job.shards.accelerator,
         concurrent_units=job.shards.stages + 1,
@@ -258,8 +307,8 @@ def extract(setup: Setup, store: StoreReader, replicas: Replicas, progress: Prog
         return 0
     units = {index: setup.unit(index) for index in todo}
     state = SchedulerState(todo, units_per_replica=setup.replica.concurrent_units)
-    with progress.phase("rollouts and activations", len(setup.rows), "rollouts") as advance:
-        advance(len(setup.rows) - sum(len(unit.rows) for unit in units.values()))
+    done = len(setup.rows) - sum(len(unit.rows) for unit in units.values())
+    with progress.phase("rollouts and activations", len(setup.rows), "rollouts", done) as advance:
         Driver(state, units, replicas.handles).run(lambda receipt: advance(receipt.num_stored + receipt.num_refused))
     return len(todo)
 
@@ -365,18 +414,26 @@ def reduce_store(setup: Setup, store: StoreReader, progress: Progress) -> Reduce
     units = sorted(store.ledger.committed())
     with progress.phase("reduce", len(units), "units") as advance:
         moments = moments_of(StoredRows(url, judge_name), units, num_tasks=REDUCE_TASKS, progress=advance)
-    reduced = persona_space(
-        moments,
-        archetypes=setup.plan.archetypes,
-        default_archetypes=setup.plan.default_archetypes,
-        layers=setup.identity.layers,
-        config=config,
-        judge_name=judge_name,
-        ledger_digest=ledger_digest,
-    )
+    try:
+        reduced = persona_space(
+            moments,
+            archetypes=setup.plan.archetypes,
+            default_archetypes=setup.plan.default_archetypes,
+            layers=setup.identity.layers,
+            config=config,
+            judge_name=judge_name,
+            ledger_digest=ledger_digest,
+        )
+    except NothingUsableError as error:
+        raise NothingUsableError(f"{error} {_refusals(store.ledger.counts())}") from error
     write_reduced(url, reduced)
     publish_reduced(url, reduced.name)
     return reduced
+
+
+def _refusals(counts: RunCounts) -> str:
+    reasons = "; ".join(f"{number} x {reason}" for reason, number in counts.reasons.items())
+    return f"({counts.stored} of {counts.asked} rows stored, {counts.refused} refused{': ' + reasons if reasons else ''})"
 
 
 def steer(setup: Setup, store: StoreReader, reduced: Reduced, replicas: Replicas, progress: Progress) -> SteeringCheck | None:

@@ -22,19 +22,19 @@ class TerminalProgress:
         self._console = console
 
     @contextmanager
-    def phase(self, name: str, total: int, unit: str) -> Iterator[ProgressCallback]:
-        """One piece of long work; `total` 0 = not known before."""
+    def phase(self, name: str, total: int, unit: str, done: int = 0) -> Iterator[ProgressCallback]:
+        """One piece of long work; `total` 0 = not known before, `done` = there already, no part of the rate."""
         if self._console.quiet:
             yield lambda _: None
         elif self._console.is_terminal:
-            with self._bar(name, total, unit) as advance:
+            with self._bar(name, total, unit, done) as advance:
                 yield advance
         else:
-            with self._lines(name, total, unit) as advance:
+            with self._lines(name, total, unit, done) as advance:
                 yield advance
 
     @contextmanager
-    def _bar(self, name: str, total: int, unit: str) -> Iterator[ProgressCallback]:
+    def _bar(self, name: str, total: int, unit: str, done: int) -> Iterator[ProgressCallback]:
         columns = (
             SpinnerColumn(),
             TextColumn("{task.description:<24}"),
@@ -45,33 +45,33 @@ class TerminalProgress:
             TimeRemainingColumn(),
         )
         began = time.monotonic()
-        num_done = 0
+        num_new = 0
         with Progress(*columns, console=self._console) as bars:
-            task = bars.add_task(name, total=total or None, rate="")
+            task = bars.add_task(name, total=total or None, completed=done, rate="")
 
             def advance(number: int) -> None:
-                nonlocal num_done
-                num_done += number
-                bars.update(task, advance=number, rate=_rate(num_done, began))
+                nonlocal num_new
+                num_new += number
+                bars.update(task, advance=number, rate=_rate(num_new, began))
 
             yield advance
-            bars.update(task, total=num_done, completed=num_done)
+            bars.update(task, total=done + num_new, completed=done + num_new)
 
     @contextmanager
-    def _lines(self, name: str, total: int, unit: str) -> Iterator[ProgressCallback]:
+    def _lines(self, name: str, total: int, unit: str, done: int) -> Iterator[ProgressCallback]:
         began = last = time.monotonic()
-        num_done = 0
+        num_new = 0
 
         def advance(number: int) -> None:
-            nonlocal num_done, last
-            num_done += number
+            nonlocal num_new, last
+            num_new += number
             if time.monotonic() - last >= LINE_EVERY_S:
                 last = time.monotonic()
                 of_total = f"/{total}" if total else ""
-                self._console.print(f"{name}: {num_done}{of_total} {unit}, {_rate(num_done, began)}")
+                self._console.print(f"{name}: {done + num_new}{of_total} {unit}, {_rate(num_new, began)}")
 
         yield advance
-        self._console.print(f"{name}: {num_done} {unit} in {time.monotonic() - began:.1f} s")
+        self._console.print(f"{name}: {done + num_new} {unit} in {time.monotonic() - began:.1f} s")
 
 
 def _rate(num_done: int, began: float) -> str:

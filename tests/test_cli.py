@@ -111,8 +111,7 @@ def test_what_a_job_gets_wrong_is_one_line_exit_2_and_nothing_is_begun(
     [
         ("archetypes: {}\nquestions: [Why?]\n", "archetype"),
         (
-            "archetypes:\n  bard: {description: d, system_prompts: [a]}\n"
-            "  bard: {description: d, system_prompts: [b]}\nquestions: [Why?]\n",
+            "archetypes:\n  bard: &bard {description: d, system_prompts: [a]}\n  bard: *bard\nquestions: [Why?]\n",
             "bard",
         ),
         ("archetypes:\n  bard: {description: d, system_prompts: [a]}\nquestions: [Why?]\n", "default"),

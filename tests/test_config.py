@@ -70,6 +70,7 @@ def test_defaults_are_those_of_the_design() -> None:
         ({"shards": {"stages": 0}}, "shards.stages: "),
         ({"shards": {"tensor_parallel": 2}}, "shards.tensor_parallel: "),
         ({"shards": {"replicas": 0}}, "replicas must be at least 1, or auto"),
+        ({"shards": {"gpus_per_shard": 1.5}}, "gpus_per_shard above 1 must be a whole number"),
         ({"rollouts": {"source": "endpoint"}}, "rollouts.source: 'endpoint' is not available in this version"),
         ({"rollouts": {"source": "import"}}, "source: import needs a path"),
         ({"rollouts": {"path": "x"}}, "path belongs to source: import"),
@@ -109,6 +110,8 @@ def test_overrides_replace_keys_and_values_are_yaml(tmp_path: Path) -> None:
     ("text", "overrides", "complaint"),
     [
         ("model: {id: m", [], "not YAML"),
+        ("name: 2024-13-45\n", [], "not YAML"),
+        ("model: {id: m}\nstore: {url: s}\n", ["name=2024-13-45"], "the value is not YAML"),
         ("- a\n- b\n", [], "a job file is a YAML mapping"),
         ("", [], "a job file is a YAML mapping"),
         ("model: {id: m}\nstore: {url: s}\n", ["shards.stages"], "expected key=value"),

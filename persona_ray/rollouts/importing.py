@@ -8,13 +8,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from persona_ray.errors import InputError
 from persona_ray.spec import Message, digest_of
 
 DEFAULT_ARCHETYPE = "default"
 """In this layout, and only here, the file name `default.jsonl` is what marks the default Assistant."""
+
+
+MAX_INDEX = 2**31 - 1
+"""The store keeps indices as int32."""
 
 
 class _Turn(BaseModel):
@@ -28,8 +32,8 @@ class _Line(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore")
     system_prompt: str = ""
-    prompt_index: int
-    question_index: int
+    prompt_index: int = Field(ge=0, le=MAX_INDEX)
+    question_index: int = Field(ge=0, le=MAX_INDEX)
     question: str
     conversation: tuple[_Turn, ...]
 
@@ -90,10 +94,14 @@ def _read(file: Path) -> tuple[ImportedConversation, ...]:
 
 def _parse(file: Path, number: int, text: str) -> _Line:
     try:
-        return _Line.model_validate(json.loads(text))
+        line = _Line.model_validate(json.loads(text))
+        json.dumps(line.model_dump(), ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"{file}, line {number}: half of a surrogate pair, which is no text ({error.reason})") from error
     except json.JSONDecodeError as error:
         raise InputError(f"{file}, line {number}: not JSON ({error.msg})") from error
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
         raise InputError(f"{file}, line {number}: {place}: {first['msg'].lower()}") from error
+    return line

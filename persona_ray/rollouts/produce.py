@@ -39,13 +39,13 @@ def import_rollouts(rows: Sequence[Row], *, transcriber: Transcriber, max_length
 def _import(row: Row, transcriber: Transcriber, max_length: int) -> Rollout:
     transcript = transcriber.imported(row.conversation)
     if len(transcript.token_ids) > max_length:
-        reason = f"conversation of {len(transcript.token_ids)} tokens, over capture.max_length {max_length}"
+        reason = f"conversation of {len(transcript.token_ids)} tokens, over the limit of {max_length}"
         transcript = Transcript(transcript.token_ids, 0, 0, reason)
     return _rollout(row, row.conversation[-1].content, transcript, FinishReason.IMPORTED)
 
 
 def _too_long(prompt_length: int, max_new_tokens: int, max_length: int) -> tuple[str, Transcript, FinishReason]:
-    reason = f"prompt of {prompt_length} tokens and {max_new_tokens} new ones, over capture.max_length {max_length}"
+    reason = f"prompt of {prompt_length} tokens and {max_new_tokens} new ones, over the limit of {max_length}"
     return "", Transcript(np.empty(0, np.int32), 0, 0, reason), FinishReason.REFUSED
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from datetime import date
 
 import numpy as np
 from jinja2.exceptions import TemplateError
@@ -19,7 +19,10 @@ from persona_ray.errors import InputError
 from persona_ray.spec import Int32, Message, digest_of
 
 SPAN_RULE = "answer tokens by construction or template; without header, end of turn, outer white space or think block; v1"
-THINK_CLOSE = "</think>"
+THINK_TAGS = ("<think>", "</think>")
+DATE = date(2024, 7, 26)
+"""Some templates write today's date into the prompt; a resumed run must ask what the first one asked. Llama 3's own default."""
+DATE_FORMATS = ("%d %b %Y", "%Y-%m-%d", "%B %d, %Y", "%d %B %Y", "%Y", "%m", "%d")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +45,16 @@ class Transcriber:
             raise InputError(f"model.id: {location} has no tokenizer that opens: {str(error).strip().splitlines()[0]}") from error
         if not self.tokenizer.chat_template:
             raise InputError(f"model.id: {location} has no chat template; models without one are not available in this version")
+        self._template = timeless(str(self.tokenizer.get_chat_template()))
         if not self.tokenizer.is_fast:
             raise InputError(f"model.id: {location} has no fast tokenizer; spans need its character offsets")
-        self.has_system_role = self._renders((Message("system", "s"), Message("user", "u")))
+        self.has_system_role = self._takes_a_system_message()
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """The tokenizer's own end-of-turn token, if it names one."""
+        stop = self.tokenizer.eos_token_id
+        return () if stop is None else (int(stop),)
 
     @property
     def tokenizer_digest(self) -> str:
@@ -53,8 +63,8 @@ class Transcriber:
 
     @property
     def template_digest(self) -> str:
-        """SHA-256 of the chat template, and of how an instruction reaches a model without a system role."""
-        return digest_of([self.tokenizer.chat_template, self.has_system_role])
+        """SHA-256 of the chat template as it is used, and of how an instruction reaches a model without a system role."""
+        return digest_of([self._template, self.has_system_role])
 
     def prompt_ids(self, conversation: Sequence[Message]) -> Int32:
         """Token ids (int32) of the conversation and the header of the assistant's next turn."""
@@ -64,6 +74,8 @@ class Transcriber:
         """The answer's text, and its transcript: the range is where the answer's ids were put."""
         text = self.text(answer_ids)
         token_ids = np.concatenate([prompt_ids, answer_ids]).astype(np.int32)
+        if any(tag in text for tag in THINK_TAGS):
+            return text, _refused("answer with a think block", token_ids)
         start, end = self._without_outer_space(token_ids, len(prompt_ids), len(token_ids))
         if start == end:
             return text, _refused("empty answer", token_ids)
@@ -74,7 +86,7 @@ class Transcriber:
         answer = conversation[-1].content
         if not answer.strip():
             return _refused("empty answer")
-        if THINK_CLOSE in answer or "<think>" in answer:
+        if any(tag in answer for tag in THINK_TAGS):
             return _refused("answer with a think block")
         try:
             header = self._render(conversation[:-1], add_generation_prompt=True)
@@ -114,19 +126,27 @@ class Transcriber:
         return messages
 
     def _render(self, conversation: Sequence[Message], *, add_generation_prompt: bool) -> str:
+        return self._apply(self._messages(conversation), add_generation_prompt=add_generation_prompt)
+
+    def _apply(self, messages: list[dict[str, str]], *, add_generation_prompt: bool) -> str:
         return str(
             self.tokenizer.apply_chat_template(
-                self._messages(conversation), tokenize=False, add_generation_prompt=add_generation_prompt, enable_thinking=False
+                messages,
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
+                enable_thinking=False,
+                chat_template=self._template,
             )
         )
 
-    def _renders(self, conversation: tuple[Message, ...]) -> bool:
-        messages: list[dict[str, Any]] = [{"role": message.role, "content": message.content} for message in conversation]
+    def _takes_a_system_message(self) -> bool:
+        """Neither an error nor silence: some templates drop the message, and all characters would be asked the same."""
+        sentinel = "a system message"
+        messages = [{"role": "system", "content": sentinel}, {"role": "user", "content": "u"}]
         try:
-            self.tokenizer.apply_chat_template(messages, tokenize=False)
+            return sentinel in self._apply(messages, add_generation_prompt=False)
         except TemplateError:
             return False
-        return True
 
     def _encode(self, text: str) -> Int32:
         return np.asarray(self.tokenizer(text, add_special_tokens=False)["input_ids"], np.int32)
@@ -134,6 +154,14 @@ class Transcriber:
     def text(self, ids: Int32) -> str:
         """The text of token ids, exactly."""
         return str(self.tokenizer.decode(ids.tolist(), skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+
+def timeless(template: str) -> str:
+    """The chat template, with a fixed date for the function by which it would ask for today's."""
+    if "strftime_now" not in template:
+        return template
+    dates = {wanted: DATE.strftime(wanted) for wanted in DATE_FORMATS}
+    return f"{{%- macro strftime_now(wanted) -%}}{{{{ {dates!r}.get(wanted, {DATE.isoformat()!r}) }}}}{{%- endmacro -%}}{template}"
 
 
 def _answer_offset(header: str, whole: str, answer: str) -> int | None:

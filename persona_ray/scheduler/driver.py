@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -15,18 +16,22 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RayTaskError
 
-from persona_ray.errors import InputError, RetryableError
+from persona_ray.errors import InputError, IntegrityError, PersonaRayError, RetryableError
 from persona_ray.scheduler.state import Event, ReplicaLost, ReplicaReady, Run, SchedulerState, UnitFailed, UnitStored
 from persona_ray.spec import Receipt, Unit
 
 log = logging.getLogger(__name__)
 
-PROBE_PAUSE_S = 1.0
-"""Between two attempts to reach a replica whose process was lost."""
-MAX_PROBES = 120
-"""Then the replica is left alone; the run goes on with the others."""
+PAUSE_S = 1.0
+"""Before a passing fault is tried again, and between two attempts to reach a replica whose process was lost."""
+MAX_PROBES = 20
+"""In a row without an answer; then the replica is left alone, and the run goes on with the others."""
+RESUME = "What is committed is safe; run the same command again"
+SILENCE_S = 60.0
+"""After which somebody who waits is told for what."""
+CONNECT_TIMEOUT_S = 5.0
 
 
 @contextmanager
@@ -50,10 +55,21 @@ def _start_local() -> None:
 
 
 def _connect(address: str) -> None:
+    host, _, port = address.rpartition(":")
+    if host and port.isdigit():
+        _require_listener(address, host, int(port))
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise InputError(f"--address {address}: no Ray cluster answers there ({str(error).strip().splitlines()[0]})") from error
+
+
+def _require_listener(address: str, host: str, port: int) -> None:
+    """Ray itself waits for minutes at an address where nothing listens."""
+    try:
+        socket.create_connection((host, port), timeout=CONNECT_TIMEOUT_S).close()
+    except OSError as error:
+        raise InputError(f"--address {address}: nothing listens there ({error})") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +87,7 @@ class Driver:
         self._state, self._units, self._replicas = state, units, replicas
         self._pending: dict[Any, _Call] = {}
         self._probes = dict.fromkeys(replicas, 0)
+        self._last_loss = "none was started"
 
     def run(self, on_receipt: Callable[[Receipt], None]) -> None:
         """Until no unit waits or runs.
@@ -81,8 +98,12 @@ class Driver:
             self._probe(replica)
         while not self._state.is_done:
             if not self._pending:
-                raise RetryableError("no replica can be reached any more; what is committed is safe, run the same command again")
-            finished, _ = ray.wait(list(self._pending), num_returns=1)
+                raise RetryableError(
+                    f"no replica can be reached any more ({self._last_loss}); what is committed is safe, run the same command again"
+                )
+            finished, _ = ray.wait(list(self._pending), num_returns=1, timeout=SILENCE_S)
+            if not finished and not self._state.running:
+                log.warning("still waiting for a replica to load the model; the cluster has %s", free_resources())
             for ref in finished:
                 event = self._event(ref, self._pending.pop(ref), on_receipt)
                 if event is not None:
@@ -90,8 +111,7 @@ class Driver:
         if self._state.given_up:
             unit, reason = next(iter(self._state.given_up.items()))
             raise RetryableError(
-                f"{len(self._state.given_up)} units failed {self._state.max_attempts} times each, first unit {unit}: {reason}. "
-                "What is committed is safe; run the same command again"
+                f"{len(self._state.given_up)} units failed {self._state.max_attempts} times each, first unit {unit}: {reason}. {RESUME}"
             )
 
     def _perform(self, instructions: list[Run]) -> None:
@@ -108,26 +128,43 @@ class Driver:
             answer = ray.get(ref)
         except RayActorError as error:
             return self._lost(call.replica, str(error).strip().splitlines()[0])
-        except RetryableError as error:
+        except RayTaskError as error:
+            if not isinstance(error.cause, RetryableError):
+                raise at_work(error) from error
             if call.unit is None:
-                return self._lost(call.replica, str(error))
-            log.warning("unit %d on replica %d: %s; it will be done again", call.unit, call.replica, error)
-            return UnitFailed(call.replica, call.unit, str(error))
+                return self._lost(call.replica, str(error.cause))
+            log.warning("unit %d on replica %d: %s; it will be done again", call.unit, call.replica, error.cause)
+            time.sleep(PAUSE_S)
+            return UnitFailed(call.replica, call.unit, str(error.cause))
         if call.unit is None:
+            self._probes[call.replica] = 0
             return ReplicaReady(call.replica)
         on_receipt(answer)
         return UnitStored(call.replica, call.unit)
 
     def _lost(self, replica: int, reason: str) -> Event | None:
-        is_first_news = replica in self._state.running
+        was_ready = replica in self._state.running
+        self._last_loss = reason
         self._pending = {ref: call for ref, call in self._pending.items() if call.replica != replica}
         self._probes[replica] += 1
         if self._probes[replica] > MAX_PROBES:
             log.error("replica %d stays away: %s", replica, reason)
         else:
-            time.sleep(PROBE_PAUSE_S)
+            log.warning("replica %d was lost: %s; it is being started again", replica, reason)
+            time.sleep(PAUSE_S)
             self._probe(replica)
-        if not is_first_news:
-            return None
-        log.warning("replica %d was lost: %s; its units go to others", replica, reason)
-        return ReplicaLost(replica, reason)
+        return ReplicaLost(replica, reason) if was_ready else None
+
+
+def at_work(error: RayTaskError) -> Exception:
+    """What a worker raised, as itself, without the remote traceback in its text. Work has begun, so nothing is wrong input any more."""
+    cause = error.cause
+    if isinstance(cause, InputError):
+        return IntegrityError(str(cause))
+    return cause if isinstance(cause, PersonaRayError) else error
+
+
+def free_resources() -> str:
+    """What a waiting replica may be waiting for, in words."""
+    free, total = ray.available_resources(), ray.cluster_resources()  # type: ignore[no-untyped-call]
+    return ", ".join(f"{free.get(name, 0):g} of {total.get(name, 0):g} {name}s free" for name in ("GPU", "CPU"))

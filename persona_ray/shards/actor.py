@@ -7,6 +7,7 @@ are its children, so a lost replica leaves nothing behind. Constructors do nothi
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 import uuid
@@ -17,13 +18,16 @@ from typing import Any, Literal, Protocol, Self
 
 import numpy.typing as npt
 import ray
-from ray.exceptions import ObjectLostError, RayActorError
+from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
 
-from persona_ray.errors import InputError, RetryableError
+from persona_ray.errors import InputError, PersonaRayError, RetryableError
 from persona_ray.shards.engine import ShardEngine
 from persona_ray.shards.stage import DecodeStep, Stage, StageSpec
 from persona_ray.spec import Edit, Engine, Float32, Float64, Generated, GenerationRequest, Int32, ProgressCallback, Receipt, Sampling, Unit
 
+log = logging.getLogger(__name__)
+
+MAX_ATTEMPTS = 4
 RESTART_DEADLINE_S = 60.0
 """A lost actor process is back within this time, or the replica is given up for this unit."""
 
@@ -44,6 +48,10 @@ class ReplicaSpec:
     def num_captured(self) -> int:
         """Layers in a row of activations."""
         return len(self.stages[0].captured)
+
+
+EditedBatch = tuple[Sequence[GenerationRequest], Sequence[Edit]]
+"""Requests, and the edits under which all of them are answered."""
 
 
 class UnitWork(Protocol):
@@ -108,11 +116,15 @@ class _RayLink:
 
 
 def _get(future: object) -> Any:
-    """`ray.get`, with a lost process or object as RetryableError."""
+    """`ray.get`, with a lost process or object as RetryableError, and our own errors as themselves."""
     try:
         return ray.get(future)  # type: ignore[call-overload]
     except (RayActorError, ObjectLostError) as error:
         raise RetryableError(f"a shard was lost: {str(error).strip().splitlines()[0]}") from error
+    except RayTaskError as error:
+        if isinstance(error.cause, PersonaRayError):
+            raise error.cause from error
+        raise
 
 
 class _ReplicaActor:
@@ -180,6 +192,10 @@ class Replicas:
         self._name = f"{name}-{uuid.uuid4().hex[:8]}"
         self._handles: dict[int, Any] = {}
 
+    def check(self) -> None:
+        """Wait until one copy of the model is loaded. What is wrong with model or cluster comes out here, before anything is written."""
+        _get(self.handles[0].ready.remote())
+
     @property
     def handles(self) -> Mapping[int, Any]:
         """Replica -> actor handle with `ready`, `run` and `generate`. Raises InputError if the cluster is too small for one."""
@@ -187,17 +203,27 @@ class Replicas:
             self._handles = {index: self._start(index) for index in range(self._number())}
         return self._handles
 
-    def generate(
-        self, batches: Sequence[tuple[Sequence[GenerationRequest], Sequence[Edit]]], sampling: Sampling, advance: ProgressCallback
-    ) -> list[list[Generated]]:
+    def generate(self, batches: Sequence[EditedBatch], sampling: Sampling, advance: ProgressCallback) -> list[list[Generated]]:
         """For every batch of requests, under its edits, one answer each, in order; batches are under way at once on all replicas."""
-        handles = list(self.handles.values())
-        refs = [handles[i % len(handles)].generate.remote(requests, sampling, edits) for i, (requests, edits) in enumerate(batches)]
+        refs = [self._generate(number, batch, sampling) for number, batch in enumerate(batches)]
         answers: list[list[Generated]] = []
-        for ref in refs:
-            answers.append(_get(ref))
+        for number, (batch, ref) in enumerate(zip(batches, refs, strict=True)):
+            answers.append(self._answers(number, batch, sampling, ref))
             advance(len(answers[-1]))
         return answers
+
+    def _generate(self, number: int, batch: EditedBatch, sampling: Sampling) -> Any:
+        return self.handles[number % len(self.handles)].generate.remote(batch[0], sampling, batch[1])
+
+    def _answers(self, number: int, batch: EditedBatch, sampling: Sampling, ref: Any) -> list[Generated]:
+        """Asked again, of the next replica, after a passing fault: the answers are the same whoever gives them."""
+        for attempt in range(1, MAX_ATTEMPTS):
+            try:
+                return list(_get(ref))
+            except RetryableError as error:
+                log.warning("answers of batch %d: %s; asked again", number, error)
+                ref = self._generate(number + attempt, batch, sampling)
+        return list(_get(ref))
 
     def __enter__(self) -> Self:
         return self
@@ -208,14 +234,21 @@ class Replicas:
         self._handles = {}
 
     def _number(self) -> int:
+        resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        accelerator = self._spec.accelerator
+        if accelerator is not None and f"accelerator_type:{accelerator}" not in resources:
+            known = sorted(name.partition(":")[2] for name in resources if name.startswith("accelerator_type:"))
+            raise InputError(
+                f"shards.accelerator: no node of the cluster has a {accelerator}; it has {', '.join(known) or 'no accelerators'}"
+            )
         gpus_per_replica = self._spec.gpus_per_shard * len(self._spec.stages)
         if not gpus_per_replica:
             return 1 if self._count == "auto" else self._count
-        gpus = float(ray.cluster_resources().get("GPU", 0))  # type: ignore[no-untyped-call]
-        fit = int(gpus // gpus_per_replica)
-        if fit < (1 if self._count == "auto" else self._count):
+        fit = int(resources.get("GPU", 0) // gpus_per_replica)
+        wanted = 1 if self._count == "auto" else self._count
+        if fit < wanted:
             raise InputError(
-                f"shards: {self._count} replicas of {gpus_per_replica:g} GPUs, the cluster has {gpus:g} GPUs. "
+                f"shards: {wanted} replicas of {gpus_per_replica:g} GPUs, the cluster has {resources.get('GPU', 0):g} GPUs. "
                 "Use fewer shards, or shards.gpus_per_shard: 0 to run on CPU"
             )
         return fit if self._count == "auto" else self._count

@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
@@ -73,7 +74,11 @@ def stage_class(cls: type[PreTrainedModel], first_layer: int, end_layer: int) ->
 
 
 def _prune(model: Any, first_layer: int, end_layer: int) -> None:
-    base = getattr(model, model.base_model_prefix)
+    base: Any = getattr(model, model.base_model_prefix, None)
+    if not hasattr(base, "layers"):
+        raise InputError(
+            f"{type(model).__name__} cannot be cut into stages: its decoder blocks are not at {model.base_model_prefix}.layers"
+        )
     num_layers = len(base.layers)
     is_first, is_last = first_layer == 0, end_layer == num_layers
     for layer in range(num_layers):
@@ -100,15 +105,18 @@ def load_stage(
     try:
         cls = AutoModelForCausalLM._model_mapping[type(config)]  # noqa: SLF001
     except KeyError as error:
-        raise InputError(f"{location}: {type(config).__name__} has no causal language model in transformers") from error
-    model, info = stage_class(cls, first_layer, end_layer).from_pretrained(
-        location,
-        revision=revision,
-        dtype=getattr(torch, dtype),
-        attn_implementation=attention,
-        device_map={"": device},
-        output_loading_info=True,
-    )
+        raise InputError(f"model.id: {location}: {type(config).__name__} has no causal language model in transformers") from error
+    try:
+        model, info = stage_class(cls, first_layer, end_layer).from_pretrained(
+            location,
+            revision=revision,
+            dtype=getattr(torch, dtype),
+            attn_implementation=attention,
+            device_map={"": device},
+            output_loading_info=True,
+        )
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"model.id: {location}: its weights cannot be read: {str(error).strip().splitlines()[0]}") from error
     missing = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
     if missing:
         raise IntegrityError(

@@ -23,10 +23,15 @@ class ModelFacts:
 
     num_layers: int
     hidden_size: int
+    max_positions: int | None
+    """Longest conversation, in tokens, that the model has positions for."""
+    revision: str | None
+    """Commit of a hub model, also where the job named none; a folder has no revision."""
     config_digest: str
     attention: str
     """Kernel that will be used, after `auto` was decided."""
     stop_ids: tuple[int, ...]
+    """Tokens that end an answer, by the model's own files."""
 
 
 def model_location(model_id: str) -> str:
@@ -50,11 +55,15 @@ def _builtin_folder(name: str) -> Path:
 
 
 def model_facts(model: ModelConfig) -> ModelFacts:
-    """Layer count, width, kernel and stop tokens, from the config alone. Raises InputError if there is no such model."""
+    """Sizes, kernel and stop tokens, from the config alone. Raises InputError if there is no such model, or it is no decoder."""
     config = read_config(model)
+    if not hasattr(config, "num_hidden_layers") or not hasattr(config, "hidden_size"):
+        raise InputError(f"model.id: {model.id}: {type(config).__name__} does not describe a stack of decoder blocks")
     return ModelFacts(
         num_layers=config.num_hidden_layers,
         hidden_size=config.hidden_size,
+        max_positions=getattr(config, "max_position_embeddings", None),
+        revision=getattr(config, "_commit_hash", None) or model.revision,
         config_digest=digest_of(_semantic(config)),
         attention=choose_attention(config, model.attention),
         stop_ids=_stop_ids(model, config),
@@ -90,10 +99,10 @@ def _semantic(config: PretrainedConfig) -> dict[str, Any]:
 
 
 def _stop_ids(model: ModelConfig, config: PretrainedConfig) -> tuple[int, ...]:
-    location = model_location(model.id)
+    """Both files are asked: either may name only some of them, or be missing."""
     try:
-        found = GenerationConfig.from_pretrained(location, revision=model.revision).eos_token_id
-    except OSError:  # a model without generation_config.json: its config names the stop token
-        found = config.eos_token_id
-    ids = [found] if isinstance(found, int) else list(found or [])
-    return tuple(sorted(ids))
+        generation = GenerationConfig.from_pretrained(model_location(model.id), revision=model.revision).eos_token_id
+    except OSError:  # a model without generation_config.json
+        generation = None
+    found = [ids if isinstance(ids, list) else [ids] for ids in (generation, getattr(config, "eos_token_id", None)) if ids is not None]
+    return tuple(sorted({int(token) for ids in found for token in ids}))

@@ -158,11 +158,12 @@ class Stage:
             "past_key_values": cache,
             "use_cache": True,
         }
-        by_layer = {edit.layer: edit for edit in edits}
 
         def steer(layer: int, hidden_BTD: Tensor) -> Tensor:
-            edit = by_layer.get(layer)
-            return hidden_BTD if edit is None else edit(hidden_BTD)
+            for edit in edits:
+                if edit.layer == layer:
+                    hidden_BTD = edit(hidden_BTD)
+            return hidden_BTD
 
         with self._watching(steer, "generate"):
             if not self.spec.is_last:

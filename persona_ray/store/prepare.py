@@ -21,14 +21,14 @@ MAX_SHOWN_DIFFERENCES = 4
 MAX_SHOWN_CHARS = 60
 
 
-def stored_unit_rows(url: str) -> int | None:
-    """Rows per unit of the store at `url`, which a job that leaves them open must take over; None if there is no store yet."""
+def stored_job(url: str) -> dict[str, Any] | None:
+    """The job that began the store at `url`, as it was recorded; None if there is no store yet."""
     backend = open_backend(url, is_hasty=True)
     try:
         data = backend.get_or_none(PLAN_KEY)
     except RetryableError as error:
         raise InputError(f"the store cannot be reached: {error}") from error
-    return None if data is None else PlanFile.from_bytes(data, backend.url).plan.unit_rows
+    return None if data is None else PlanFile.from_bytes(data, backend.url).job
 
 
 def check_store(url: str, *, identity: Identity, plan: Plan) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,13 @@ import numpy as np
 import pytest
 import ray
 import torch
+import zarr
 from rich.console import Console
 from transformers import AutoModelForCausalLM
 
 from persona_ray import pipeline
 from persona_ray.config import Job, parse_job
-from persona_ray.errors import InputError
+from persona_ray.errors import InputError, NothingUsableError, RetryableError
 from persona_ray.scheduler.driver import Driver, cluster
 from persona_ray.scheduler.state import SchedulerState
 from persona_ray.shards.actor import Replicas, UnitWork
@@ -102,9 +104,12 @@ def test_activations_are_those_of_plain_transformers_over_the_stored_tokens(chat
     assert num_compared >= 16
 
 
-def test_a_second_run_finds_everything_done_and_starts_no_actor(chat_model: Path, small_catalog: Path, finished: Path) -> None:
+def test_a_second_run_finds_everything_done_and_starts_no_actor(
+    chat_model: Path, small_catalog: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = files_of(finished)
-    outcome = pipeline.run(job_for(chat_model, small_catalog, finished), QUIET)
+    monkeypatch.setattr(Replicas, "_start", lambda *_: pytest.fail("an actor was started"))
+    outcome = pipeline.run(job_for(chat_model, small_catalog, finished, store={"unit_rows": "auto"}), QUIET)
     assert outcome.units_done == 0
     assert files_of(finished) == before
 
@@ -203,7 +208,7 @@ def test_rows_that_cannot_be_used_are_refused_with_their_reasons(chat_model: Pat
     assert sum(number for _, number in reasons) == 9
     assert any("empty answer" in reason for reason, _ in reasons)
     assert any("think block" in reason for reason, _ in reasons)
-    assert any("over capture.max_length 128" in reason for reason, _ in reasons)
+    assert any("over the limit of 128" in reason for reason, _ in reasons)
     assert set(outcome.reduced.role_count_A.tolist()) == {3}
 
 
@@ -214,6 +219,7 @@ def test_a_store_of_another_job_is_refused_before_anything_starts(chat_model: Pa
         {"capture": {"layers": [0]}},
         {"catalog": {"questions": 2}},
         {"store": {"dtype": "bf16-exact"}},
+        {"store": {"unit_rows": 8}},
     ):
         job = job_for(chat_model, small_catalog, finished, **changed)
         with pytest.raises(InputError, match="store URL"):
@@ -222,7 +228,79 @@ def test_a_store_of_another_job_is_refused_before_anything_starts(chat_model: Pa
     assert files_of(finished) == before
 
 
-def test_more_gpus_than_the_cluster_has_is_said_in_words(chat_model: Path, small_catalog: Path, tmp_path: Path) -> None:
-    job = job_for(chat_model, small_catalog, tmp_path / "store", shards={"gpus_per_shard": 4})
-    with pytest.raises(InputError, match=r"replicas of 4 GPUs, the cluster has 0 GPUs"):
+@pytest.mark.parametrize(
+    ("shards", "complaint"),
+    [
+        ({"gpus_per_shard": 4}, "replicas of 8 GPUs, the cluster has 0 GPUs"),
+        ({"accelerator": "H100"}, "shards.accelerator: no node has a H100; the cluster has none at all"),
+    ],
+    ids=["gpus", "accelerator"],
+)
+def test_what_the_cluster_lacks_is_said_before_anything_is_written(
+    chat_model: Path, small_catalog: Path, tmp_path: Path, shards: dict[str, Any], complaint: str
+) -> None:
+    with pytest.raises(InputError, match=complaint):
+        pipeline.run(job_for(chat_model, small_catalog, tmp_path / "store", shards=shards), QUIET)
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_model_without_weights_is_said_in_one_line_before_anything_is_written(
+    chat_model: Path, small_catalog: Path, tmp_path: Path
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(chat_model, model, ignore=shutil.ignore_patterns("*.safetensors"))
+    with pytest.raises(InputError, match="its weights cannot be read") as refused:
+        pipeline.run(job_for(model, small_catalog, tmp_path / "store"), QUIET)
+    assert "\n" not in str(refused.value)
+    assert not (tmp_path / "store").exists()
+
+
+def test_an_address_where_nothing_listens_is_refused_at_once(chat_model: Path, small_catalog: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="nothing listens there"):
+        pipeline.run(job_for(chat_model, small_catalog, tmp_path / "store"), QUIET, address="127.0.0.1:1")
+    assert not (tmp_path / "store").exists()
+
+
+def test_nothing_usable_says_why_and_leaves_a_finished_store(chat_model: Path, small_catalog: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "responses"
+    folder.mkdir()
+    for name in ("default", "bard"):
+        (folder / f"{name}.jsonl").write_text("\n".join(line(0, q, "") for q in range(3)))
+    job = job_for(chat_model, small_catalog, tmp_path / "store", rollouts={"source": "import", "path": str(folder)})
+    with pytest.raises(NothingUsableError, match=r"0 of 6 rows stored, 6 refused: 6 x empty answer"):
         pipeline.run(job, QUIET)
+    group = zarr.open_group(str(tmp_path / "store"), mode="r")
+    assert group["status"][:6].tolist() == [1] * 6
+    assert group["committed"][:6].tolist() == [1] * 6
+
+
+class Idle:
+    """Work that looks at the cluster while its replica is up."""
+
+    def __call__(self, unit: Unit, engine: Engine) -> Receipt:
+        free, total = ray.available_resources(), ray.cluster_resources()
+        assert free["CPU"] == total["CPU"], (free, total)
+        return Receipt(unit.index, 0, 0, 0, 0.0)
+
+
+def test_replicas_reserve_no_cpu_that_reduce_tasks_would_wait_for(chat_model: Path, small_catalog: Path, tmp_path: Path) -> None:
+    setup = pipeline.prepare(job_for(chat_model, small_catalog, tmp_path / "store"))
+    units = {0: setup.unit(0)}
+    with cluster(None), Replicas(setup.replica, Idle(), count=1, name="idle") as replicas:
+        Driver(SchedulerState(units), units, replicas.handles).run(lambda _: None)
+
+
+class Hopeless:
+    """Work that never succeeds."""
+
+    def __call__(self, unit: Unit, engine: Engine) -> Receipt:
+        raise RetryableError("the store is on fire")
+
+
+def test_a_unit_that_always_fails_ends_the_run_with_its_reason(chat_model: Path, small_catalog: Path, tmp_path: Path) -> None:
+    setup = pipeline.prepare(job_for(chat_model, small_catalog, tmp_path / "store"))
+    units = {0: setup.unit(0)}
+    with cluster(None), Replicas(setup.replica, Hopeless(), count=1, name="hopeless") as replicas:
+        driver = Driver(SchedulerState(units, max_attempts=2), units, replicas.handles)
+        with pytest.raises(RetryableError, match="1 units failed 2 times each, first unit 0: the store is on fire"):
+            driver.run(lambda _: None)

@@ -80,6 +80,28 @@ def test_think_blocks_are_refused_not_measured(transcriber: Transcriber) -> None
     assert "think" in (transcriber.imported(conversation("<think>hm</think>Yes.")).refusal or "")
 
 
+def test_a_generated_think_block_is_refused_not_measured(transcriber: Transcriber) -> None:
+    prompt = transcriber.prompt_ids(conversation("")[:-1])
+    ids = np.asarray(transcriber.tokenizer("<think>hm</think>Yes.", add_special_tokens=False)["input_ids"], np.int32)
+    assert transcriber.generated(prompt, ids)[1].refusal == "answer with a think block"
+
+
+def test_templates_that_write_the_date_write_the_same_one_every_day(transcriber: Transcriber, tmp_path: Path) -> None:
+    transcriber.tokenizer.save_pretrained(tmp_path)
+    (tmp_path / "chat_template.jinja").write_text("{{ strftime_now('%d %b %Y') }}{% for m in messages %}{{ m['content'] }}{% endfor %}")
+    dated = Transcriber(str(tmp_path))
+    assert dated.text(dated.prompt_ids([Message("user", "Why?")])) == "26 Jul 2024Why?"
+
+
+def test_a_template_that_drops_the_system_message_does_not_count_as_taking_it(transcriber: Transcriber, tmp_path: Path) -> None:
+    transcriber.tokenizer.save_pretrained(tmp_path)
+    template = "{% for m in messages %}{% if m['role'] != 'system' %}{{ m['role'] + ':' + m['content'] }}{% endif %}{% endfor %}"
+    (tmp_path / "chat_template.jinja").write_text(template)
+    silent = Transcriber(str(tmp_path))
+    assert not silent.has_system_role
+    assert silent.text(silent.prompt_ids(conversation("")[:-1])) == "user:You are a pirate at sea.\n\nWhat is the sea?"
+
+
 def test_a_later_turn_is_found_behind_an_equal_earlier_one(transcriber: Transcriber) -> None:
     first = (Message("user", "What is the sea?"), Message("assistant", "The sea."))
     transcript = transcriber.imported((*first, Message("user", "Again?"), Message("assistant", "The sea.")))
