@@ -23,10 +23,12 @@ ALLOWED: dict[str, set[str]] = {
     "report": BASE | SIBLINGS,
     "serve": BASE | SIBLINGS,
     "terminal": BASE,
-    "pipeline": BASE | SIBLINGS | {"report", "serve"},
-    "cli": BASE | SIBLINGS | {"report", "serve", "terminal", "pipeline"},
+    "planning": BASE | SIBLINGS,
+    "pipeline": BASE | SIBLINGS | {"planning", "report", "serve"},
+    "cli": BASE | SIBLINGS | {"report", "serve", "terminal", "planning", "pipeline"},
 }
-"""Part -> the parts that it may import. One way only: errors <- spec <- config <- {siblings} <- {report, serve} <- pipeline <- cli."""
+"""Part -> the parts that it may import. One way only:
+errors <- spec <- config <- {siblings} <- {report, serve, planning} <- pipeline <- cli."""
 
 HOMES: dict[str, set[str]] = {
     "ray": {"shards/actor.py", "scheduler/driver.py", "reduce/tasks.py", "submit.py"},

@@ -33,16 +33,18 @@ MakeEdit = Callable[[int, Float32], Edit]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckSize:
-    """How much is asked. The defaults ask about 560 answers: 28 + 9 x 28 for the choice, 5 x 56 for the measurement."""
+    """How much is asked. The defaults ask for about 640 answers: 28 + 12 x 28 for the choice, 5 x 56 for the measurement."""
 
     num_far: int = 4
     num_neighbours: int = 2
     """Beside the default Assistant."""
     num_layers: int = 3
-    strengths: tuple[float, ...] = (2.0, 4.0, 6.0)
+    strengths: tuple[float, ...] = (2.0, 3.0, 4.0, 5.0)
     """Multiples of the axis."""
     num_questions_choosing: int = 4
     num_questions_measuring: int = 8
+    share_of_best: float = 0.67
+    """Of the largest shift found, what a gentler edit must reach to be preferred."""
     words_kept: tuple[float, float] = (0.5, 1.5)
     """Lexicon words of the answers over those of the unsteered ones: a model that falls silent or repeats itself was broken, not moved."""
 
@@ -59,6 +61,11 @@ class Choice:
     """Its fall in the near cohort, under - axis; -1..1."""
     words_kept: float
     """Lexicon words of the edited answers over those of the unsteered ones, in the cohort where that is further from 1."""
+
+    @property
+    def shift(self) -> float:
+        """The weaker of the two directions."""
+        return min(self.shift_toward, self.shift_away)
 
     def as_dict(self) -> dict[str, float]:
         """Plain numbers."""
@@ -118,7 +125,7 @@ def check_steering(experiment: Experiment) -> SteeringCheck:
     cohorts = choose_cohorts(experiment)
     choosing, measuring = split_questions(experiment)
     candidates = _try_candidates(experiment, cohorts, choosing)
-    chosen = max(candidates, key=lambda candidate: _merit(candidate, experiment.size))
+    chosen = choose(candidates, experiment.size)
     arms, examples = _measure(experiment, cohorts, measuring, chosen)
     return SteeringCheck(
         layer=chosen.layer,
@@ -196,10 +203,16 @@ def _kept(experiment: Experiment, edited: Sequence[str], plain: Sequence[str]) -
     return experiment.words(edited)[1] / before if before else 1.0
 
 
-def _merit(candidate: Choice, size: CheckSize) -> tuple[bool, float]:
-    """Both directions must work, so the weaker one counts; a model that still speaks its words comes first."""
+def choose(candidates: Sequence[Choice], size: CheckSize) -> Choice:
+    """The gentlest edit that comes near the best one: a stronger one moves the words further and the sentences to pieces.
+
+    Both directions must work, so the weaker one counts. A candidate that broke the model is taken only if all did.
+    """
     least, most = size.words_kept
-    return least <= candidate.words_kept <= most, min(candidate.shift_toward, candidate.shift_away)
+    whole = [candidate for candidate in candidates if least <= candidate.words_kept <= most] or list(candidates)
+    best = max(candidate.shift for candidate in whole)
+    near_best = [candidate for candidate in whole if candidate.shift >= min(best, size.share_of_best * best)]
+    return min(near_best, key=lambda candidate: (candidate.strength, -candidate.shift))
 
 
 def _measure(

@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM
 from persona_ray import pipeline
 from persona_ray.config import Job, parse_job
 from persona_ray.errors import InputError, NothingUsableError, RetryableError
+from persona_ray.planning import prepare
 from persona_ray.scheduler.driver import Driver, cluster
 from persona_ray.scheduler.state import SchedulerState
 from persona_ray.shards.actor import Replicas, UnitWork
@@ -146,8 +147,8 @@ def test_a_lost_process_costs_time_and_nothing_else(
     chat_model: Path, small_catalog: Path, finished: Path, tmp_path: Path, how: str
 ) -> None:
     job = job_for(chat_model, small_catalog, tmp_path / "store")
-    setup = pipeline.prepare(job)
-    prepare_store(job.store.url, identity=setup.identity, plan=setup.plan, job=job.as_dict())
+    setup = prepare(job)
+    prepare_store(job.store.url, identity=setup.identity, plan=setup.plan, job=setup.job.as_dict())
     units = {index: setup.unit(index) for index in setup.plan.units}
     state = SchedulerState(units, units_per_replica=setup.replica.concurrent_units)
     work = Sabotage(setup.work, unit=3, how=how, note=tmp_path / "struck")
@@ -162,13 +163,13 @@ def test_a_lost_process_costs_time_and_nothing_else(
 
 def test_an_interrupted_run_is_continued_to_the_same_store(chat_model: Path, small_catalog: Path, finished: Path, tmp_path: Path) -> None:
     job = job_for(chat_model, small_catalog, tmp_path / "store")
-    setup = pipeline.prepare(job)
-    prepare_store(job.store.url, identity=setup.identity, plan=setup.plan, job=job.as_dict())
+    setup = prepare(job)
+    prepare_store(job.store.url, identity=setup.identity, plan=setup.plan, job=setup.job.as_dict())
     begun = {index: setup.unit(index) for index in (0, 1, 5)}
     with cluster(None), Replicas(setup.replica, setup.work, count=1, name="begun") as replicas:
         Driver(SchedulerState(begun), begun, replicas.handles).run(lambda _: None)
     before = files_of(tmp_path / "store")
-    assert open_store(job.store.url).ledger.committed() == {0, 1, 5}
+    assert open_store(setup.job.store.url).ledger.committed() == {0, 1, 5}
     outcome = pipeline.run(job, QUIET)
     assert outcome.units_done == 5
     after = files_of(tmp_path / "store")
@@ -232,7 +233,7 @@ def test_a_store_of_another_job_is_refused_before_anything_starts(chat_model: Pa
     ("shards", "complaint"),
     [
         ({"gpus_per_shard": 4}, "replicas of 8 GPUs, the cluster has 0 GPUs"),
-        ({"accelerator": "H100"}, "shards.accelerator: no node has a H100; the cluster has none at all"),
+        ({"accelerator": "H100"}, "shards.accelerator: no node of the cluster has a H100; it has no accelerators"),
     ],
     ids=["gpus", "accelerator"],
 )
@@ -284,7 +285,7 @@ class Idle:
 
 
 def test_replicas_reserve_no_cpu_that_reduce_tasks_would_wait_for(chat_model: Path, small_catalog: Path, tmp_path: Path) -> None:
-    setup = pipeline.prepare(job_for(chat_model, small_catalog, tmp_path / "store"))
+    setup = prepare(job_for(chat_model, small_catalog, tmp_path / "store"))
     units = {0: setup.unit(0)}
     with cluster(None), Replicas(setup.replica, Idle(), count=1, name="idle") as replicas:
         Driver(SchedulerState(units), units, replicas.handles).run(lambda _: None)
@@ -298,7 +299,7 @@ class Hopeless:
 
 
 def test_a_unit_that_always_fails_ends_the_run_with_its_reason(chat_model: Path, small_catalog: Path, tmp_path: Path) -> None:
-    setup = pipeline.prepare(job_for(chat_model, small_catalog, tmp_path / "store"))
+    setup = prepare(job_for(chat_model, small_catalog, tmp_path / "store"))
     units = {0: setup.unit(0)}
     with cluster(None), Replicas(setup.replica, Hopeless(), count=1, name="hopeless") as replicas:
         driver = Driver(SchedulerState(units, max_attempts=2), units, replicas.handles)

@@ -1,0 +1,201 @@
+"""What a job means, before anything is begun: which rows, by which model, cut how, into which store.
+
+Reads the catalogue or the conversations, the model's config and tokenizer, and the plan of a store that is there already.
+Writes nothing and starts nothing, so everything that is wrong with a job's input comes out here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from persona_ray.catalog.load import load_catalog
+from persona_ray.catalog.select import Selection, select
+from persona_ray.config import Job
+from persona_ray.errors import InputError
+from persona_ray.judge.backends import open_judge
+from persona_ray.rollouts.extract import ExtractUnit
+from persona_ray.rollouts.importing import DEFAULT_ARCHETYPE, conversations_digest, read_conversations
+from persona_ray.rollouts.transcript import SPAN_RULE, Transcriber
+from persona_ray.rollouts.wanted import rows_to_generate, rows_to_import
+from persona_ray.shards.actor import ReplicaSpec, plan_stages
+from persona_ray.shards.cut import cut_layers, layers_to_capture
+from persona_ray.shards.source import ModelFacts, model_facts, model_location
+from persona_ray.shards.stage import StageSpec
+from persona_ray.spec import Identity, Judge, Plan, Row, Sampling, Unit
+from persona_ray.store.address import absolute_url
+from persona_ray.store.ledger import Ledger
+from persona_ray.store.prepare import stored_job
+from persona_ray.store.writer import UnitWriter
+
+SHARD_BYTES = 64_000_000
+"""What a unit should take in the store: large enough for few objects, small enough for one request."""
+STORED_SHARE = 0.43
+"""Stored bytes of a float32 array of bfloat16-exact values, relative to the raw ones."""
+MAX_UNIT_ROWS = 256
+BATCH_TOKENS = {"cpu": 8_192, "cuda": 32_768}
+"""Padded tokens per forward batch where the job says auto."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setup:
+    """A job, understood: what is wanted, by which model, cut how."""
+
+    job: Job
+    """With absolute URL, and with the choices made that it left open: the first run's, if the store is there already."""
+    rows: tuple[Row, ...]
+    plan: Plan
+    identity: Identity
+    judge: Judge | None
+    selection: Selection | None
+    """What was taken from the catalogue; None for imported conversations."""
+    replica: ReplicaSpec
+    work: ExtractUnit
+
+    def units_to_do(self) -> list[int]:
+        """Units without a marker, in work order; all of them if there is no store yet."""
+        url = self.job.store.url
+        committed = frozenset[int]() if stored_job(url) is None else Ledger(url).committed()
+        return [unit for unit in self.plan.units if unit not in committed]
+
+    def unit(self, index: int) -> Unit:
+        """The unit's rows."""
+        first = (index - self.plan.first_unit) * self.plan.unit_rows
+        return Unit(index, self.rows[first : first + self.plan.unit_rows])
+
+
+def prepare(job: Job) -> Setup:
+    """Read the catalogue, the model's config and tokenizer, and plan. Writes nothing, starts nothing. Raises InputError."""
+    location = model_location(job.model.id)
+    facts = model_facts(job.model)
+    layers = layers_to_capture(facts.num_layers, job.capture.wanted_layers(facts.num_layers))
+    transcriber = Transcriber(location, facts.revision)
+    judge = open_judge(job.judge, _lexicon_beside(location))
+    rows, archetypes, defaults, selection, source = _wanted(job)
+    job = _settled(job, len(rows), values_per_row=len(layers) * facts.hidden_size)
+    unit_rows = int(job.store.unit_rows)
+    stop_ids = _stop_ids(job, facts, transcriber)
+    max_length = min(job.capture.max_length, facts.max_positions or job.capture.max_length)
+    identity = Identity(
+        model_id=job.model.id,
+        model_revision=facts.revision,
+        model_config_digest=facts.config_digest,
+        tokenizer_digest=transcriber.tokenizer_digest,
+        template_digest=transcriber.template_digest,
+        dtype=job.model.dtype,
+        attention=facts.attention,
+        span_rule=SPAN_RULE,
+        layers=layers,
+        hidden_size=facts.hidden_size,
+        rollouts={**source, "stop_ids": list(stop_ids)},
+        catalog_digest=None if selection is None else selection.catalog.digest,
+        max_length=max_length,
+        unit_rows=unit_rows,
+        store_dtype=job.store.dtype,
+    )
+    work = ExtractUnit(
+        open_sink=partial(UnitWriter, job.store.url),
+        location=location,
+        revision=facts.revision,
+        sampling=sampling_of(job) if job.rollouts.source == "generate" else None,
+        max_length=max_length,
+        batch_tokens=int(job.shards.batch_tokens),
+        row_shape=(len(layers), facts.hidden_size),
+    )
+    return Setup(
+        job=job,
+        rows=rows,
+        plan=Plan(archetypes, defaults, tuple(row.key for row in rows), unit_rows),
+        identity=identity,
+        judge=judge,
+        selection=selection,
+        replica=_replica(job, location, facts, layers, stop_ids),
+        work=work,
+    )
+
+
+def _settled(job: Job, num_rows: int, values_per_row: int) -> Job:
+    """The job with its URL absolute and no `auto` left in what decides the rows' bits or their place."""
+    url = absolute_url(job.store.url)
+    first = stored_job(url) or {"store": {}, "shards": {}}
+    unit_rows, batch_tokens = job.store.unit_rows, job.shards.batch_tokens
+    if unit_rows == "auto":
+        unit_rows = first["store"].get("unit_rows") or _unit_rows(job, num_rows, values_per_row)
+    if batch_tokens == "auto":
+        batch_tokens = BATCH_TOKENS[job.shards.device]
+    # The batches of the first run are kept, whatever this run's machines would take: they decide the last bits of every row.
+    batch_tokens = first["shards"].get("batch_tokens") or batch_tokens
+    store = job.store.model_copy(update={"url": url, "unit_rows": unit_rows})
+    return job.model_copy(update={"store": store, "shards": job.shards.model_copy(update={"batch_tokens": batch_tokens})})
+
+
+def _stop_ids(job: Job, facts: ModelFacts, transcriber: Transcriber) -> tuple[int, ...]:
+    """What ends an answer; nothing does where answers are imported."""
+    if job.rollouts.source == "import":
+        return ()
+    found = tuple(sorted({*facts.stop_ids, *transcriber.stop_ids}))
+    if not found:
+        raise InputError(f"model.id: {job.model.id}: neither config nor tokenizer names an end-of-turn token, so no answer would ever end")
+    return found
+
+
+def _wanted(job: Job) -> tuple[tuple[Row, ...], tuple[str, ...], tuple[str, ...], Selection | None, Mapping[str, object]]:
+    """Rows in work order, archetypes by code, the default ones among them, and where the rows come from."""
+    if job.rollouts.path is not None:
+        conversations = read_conversations(job.rollouts.path)
+        names = tuple(sorted(conversations))
+        defaults = tuple(name for name in names if name == DEFAULT_ARCHETYPE)
+        return rows_to_import(conversations), names, defaults, None, {"source": "import", "digest": conversations_digest(conversations)}
+    selection = select(load_catalog(job.catalog.source), job.catalog)
+    rows = rows_to_generate(
+        selection.archetypes,
+        num_prompts=selection.system_prompts,
+        questions={index: selection.catalog.questions[index].text for index in selection.questions},
+        samples=selection.samples,
+        seed=job.rollouts.seed,
+    )
+    names = tuple(archetype.name for archetype in selection.archetypes)
+    defaults = tuple(archetype.name for archetype in selection.archetypes if archetype.is_default)
+    return rows, names, defaults, selection, job.rollouts.model_dump(mode="json", exclude={"path"})
+
+
+def _unit_rows(job: Job, num_rows: int, values_per_row: int) -> int:
+    """What fills a shard, and in a small run few enough for every replica to have several units."""
+    fills_a_shard = int(SHARD_BYTES / (values_per_row * 4 * STORED_SHARE))
+    replicas = 1 if job.shards.replicas == "auto" else job.shards.replicas
+    return max(1, min(fills_a_shard, MAX_UNIT_ROWS, num_rows // (4 * replicas)))
+
+
+def _replica(job: Job, location: str, facts: ModelFacts, layers: tuple[int, ...], stop_ids: tuple[int, ...]) -> ReplicaSpec:
+    whole = StageSpec(
+        location=location,
+        revision=facts.revision,
+        dtype=job.model.dtype,
+        attention=facts.attention,
+        first_layer=0,
+        end_layer=facts.num_layers,
+        num_layers=facts.num_layers,
+        captured=layers,
+        device=job.shards.device,
+    )
+    return ReplicaSpec(
+        stages=plan_stages(whole, cut_layers(facts.num_layers, job.shards.stages)),
+        batch_tokens=int(job.shards.batch_tokens),
+        stop_ids=stop_ids,
+        gpus_per_shard=job.shards.gpus_per_shard,
+        accelerator=job.shards.accelerator,
+        concurrent_units=job.shards.stages + 1,
+    )
+
+
+def sampling_of(job: Job) -> Sampling:
+    """How the job draws tokens."""
+    r = job.rollouts
+    return Sampling(max_new_tokens=r.max_new_tokens, temperature=r.temperature, top_p=r.top_p, seed=r.seed)
+
+
+def _lexicon_beside(location: str) -> Path | None:
+    lexicon = Path(location) / "lexicon.json"
+    return lexicon if lexicon.is_file() else None

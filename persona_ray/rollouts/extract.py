@@ -1,0 +1,94 @@
+"""What a replica does with a unit: text first, then activations from the text that is really there, then the marker.
+
+Knows an engine and a sink by their protocols; neither where the model runs nor where the rows go.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+
+from persona_ray.rollouts.produce import generate_rollouts, import_rollouts
+from persona_ray.rollouts.transcript import Transcriber
+from persona_ray.spec import CapturedUnit, Engine, Float32, Receipt, Rollout, Sampling, Spans, Unit, UnitSink
+
+T = TypeVar("T")
+
+
+class _Opened(threading.local):
+    """What a thread opens once and uses for all its units: a tokenizer must not be used by two threads at once."""
+
+    def __init__(self) -> None:
+        self._things: dict[tuple[object, ...], Any] = {}
+
+    def get(self, open_: Callable[..., T], *arguments: object) -> T:
+        """`open_(*arguments)`, or what that gave this thread before."""
+        key = (open_, *arguments)
+        if key not in self._things:
+            self._things[key] = open_(*arguments)
+        found: T = self._things[key]
+        return found
+
+
+_opened = _Opened()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExtractUnit:
+    """The work, with all that it needs besides the engine. Picklable; implements `shards.actor.UnitWork`."""
+
+    open_sink: Callable[[], UnitSink]
+    location: str
+    """Of the model's tokenizer."""
+    revision: str | None
+    sampling: Sampling | None
+    """None: conversations are imported."""
+    max_length: int
+    batch_tokens: int
+    row_shape: tuple[int, int]
+    """(L, D) of a row of activations."""
+
+    def __call__(self, unit: Unit, engine: Engine) -> Receipt:
+        """Rollouts, activations, commit. The first writer of the text wins, and it is his text that is measured."""
+        began = time.perf_counter()
+        sink = _opened.get(self.open_sink)
+        rollouts = sink.read_rollouts(unit.index)
+        if rollouts is None:
+            rollouts = sink.write_rollouts(unit.index, self._rollouts(unit, engine))
+        told = time.perf_counter()
+        activations_RLD, refused = capture(rollouts, engine, self.row_shape)
+        num_tokens = sum(len(rollout.token_ids) for rollout in rollouts)
+        seconds = {"rollouts": round(told - began, 3), "capture": round(time.perf_counter() - told, 3)}
+        made = {**engine.made, "batch_tokens": self.batch_tokens, "tokens": num_tokens, "seconds": seconds}
+        sink.commit(CapturedUnit(unit.index, rollouts, activations_RLD, refused, made))
+        return Receipt(unit.index, len(rollouts) - len(refused), len(refused), num_tokens, time.perf_counter() - began)
+
+    def _rollouts(self, unit: Unit, engine: Engine) -> tuple[Rollout, ...]:
+        if self.sampling is None:
+            return import_rollouts(unit.rows, transcriber=self.transcriber(), max_length=self.max_length)
+        return generate_rollouts(
+            unit.rows, engine=engine, transcriber=self.transcriber(), sampling=self.sampling, max_length=self.max_length
+        )
+
+    def transcriber(self) -> Transcriber:
+        """Of this thread."""
+        return _opened.get(Transcriber, self.location, self.revision)
+
+
+def capture(rollouts: Sequence[Rollout], engine: Engine, row_shape: tuple[int, int]) -> tuple[Float32, dict[int, str]]:
+    """Activations (R, L, D) with NaN in refused rows, and the reasons of those by row index."""
+    refused = {rollout.index: rollout.refusal for rollout in rollouts if rollout.refusal is not None}
+    usable = [i for i, rollout in enumerate(rollouts) if rollout.refusal is None]
+    spans = [Spans(rollouts[i].token_ids, rollouts[i].response_start, rollouts[i].response_end) for i in usable]
+    activations_RLD = np.full((len(rollouts), *row_shape), np.nan, np.float32)
+    for i, means_LD in zip(usable, engine.capture(spans) if spans else (), strict=True):
+        if np.isfinite(means_LD).all():
+            activations_RLD[i] = means_LD
+        else:
+            refused[rollouts[i].index] = "activations are not finite"
+    return activations_RLD, refused
