@@ -11,6 +11,8 @@ export OMP_NUM_THREADS ?= 1
 export RAY_USAGE_STATS_ENABLED ?= 0
 export HF_HUB_OFFLINE ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
+# By environment, because only so the pins reach the build back-end, too.
+export PIP_CONSTRAINT = $(CURDIR)/constraints.txt
 
 .PHONY: quickstart test check format install clean
 
@@ -33,11 +35,11 @@ install: $(STAMP).dev
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[engine]'
+	$(BIN)/python -m pip install --quiet --editable '.[engine]'
 	touch $@
 
 $(STAMP).dev: $(STAMP)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[engine,readers,dev]'
+	$(BIN)/python -m pip install --quiet --editable '.[engine,readers,dev]'
 	touch $@
 
 clean:

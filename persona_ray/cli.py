@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from persona_ray.config import Job, job_schema, load_job
@@ -112,7 +112,7 @@ def info(store: StoreUrl, as_json: AsJson = False) -> None:
     from persona_ray.store.reader import open_store
 
     facts = open_store(store).info()
-    table = Table.grid(padding=(0, 2))
+    table = Table.grid(Column(), Column(overflow="fold"), padding=(0, 2))
     for key, value in facts.items():
         table.add_row(key.replace("_", " "), Text(_in_short(value)))
     _show(facts, table, as_json=as_json)

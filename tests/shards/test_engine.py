@@ -23,7 +23,12 @@ SAMPLED = Sampling(max_new_tokens=24, temperature=1.3, top_p=0.9, seed=3)
 
 
 def engine_of(
-    folder: Path, num_stages: int, *, batch_tokens: int = 300, captured: tuple[int, ...] = tuple(range(NUM_LAYERS))
+    folder: Path,
+    num_stages: int,
+    *,
+    batch_tokens: int = 300,
+    captured: tuple[int, ...] = tuple(range(NUM_LAYERS)),
+    dtype: str = "float32",
 ) -> ShardEngine:
     links = [
         LocalLink(
@@ -31,7 +36,7 @@ def engine_of(
                 StageSpec(
                     location=str(folder),
                     revision=None,
-                    dtype="float32",
+                    dtype=dtype,
                     attention="sdpa",
                     first_layer=first,
                     end_layer=end,
@@ -86,6 +91,14 @@ def test_capture_equals_plain_transformers(llama_folder: Path, unsharded: ShardE
 @pytest.mark.parametrize("num_stages", [2, 3, 5])
 def test_stages_are_bit_equal_to_one(llama_folder: Path, unsharded: ShardEngine, spans: list[Spans], num_stages: int) -> None:
     assert np.array_equal(engine_of(llama_folder, num_stages).capture(spans), unsharded.capture(spans))
+
+
+def test_bfloat16_stages_are_bit_equal_to_one_and_near_float32(llama_folder: Path, unsharded: ShardEngine, spans: list[Spans]) -> None:
+    one, two = (engine_of(llama_folder, num_stages, dtype="bfloat16").capture(spans) for num_stages in (1, 2))
+    assert np.array_equal(one, two)
+    exact = unsharded.capture(spans)
+    error = np.linalg.norm(two - exact, axis=-1) / np.linalg.norm(exact, axis=-1)
+    assert 0 < error.max() <= 1.5e-2
 
 
 def test_captured_layers_are_those_asked_for(llama_folder: Path, unsharded: ShardEngine, spans: list[Spans]) -> None:
