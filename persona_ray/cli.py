@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import shlex
+import shutil
 import sys
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -140,7 +141,7 @@ def main(arguments: list[str] | None = None) -> None:
     except KeyboardInterrupt:
         code = EXIT_INTERRUPTED
     if code == EXIT_INTERRUPTED:  # the parser answers with this code, too, when it was interrupted
-        again = shlex.join(["persona-ray", *arguments])
+        again = shlex.join([_command(), *arguments])
         _complain(f"interrupted; what is committed is safe, and the same command resumes: {again}", EXIT_INTERRUPTED)
     sys.exit(code if isinstance(code, int) else EXIT_DONE)
 
@@ -159,6 +160,11 @@ def _run(job: Job, report: Path, *, address: str | None, as_json: bool) -> Path:
     page = _write_page(outcome.store_url, report)
     _summary(outcome, page, as_json=as_json)
     return page
+
+
+def _command() -> str:
+    """How to call this program from here: it may live in a virtual environment that is not active."""
+    return "persona-ray" if shutil.which("persona-ray") else sys.argv[0]
 
 
 def _is_desktop() -> bool:
@@ -207,7 +213,7 @@ def _summary(outcome: Outcome, page: Path, *, as_json: bool) -> None:
     if outcome.steering is not None:
         parts.append(steering_table(outcome.steering))
     resumed = "" if outcome.units_done else "Everything was there already; nothing was generated again.\n"
-    following = f"{resumed}\nstore    {outcome.store_url}\nreport   {page}\nnext     persona-ray axis {shlex.quote(outcome.store_url)}"
+    following = f"{resumed}\nstore    {outcome.store_url}\nreport   {page}\nnext     {_command()} axis {shlex.quote(outcome.store_url)}"
     _show(facts, *parts, run_table(run_facts), following, as_json=as_json)
 
 

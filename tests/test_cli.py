@@ -153,6 +153,7 @@ def test_ctrl_c_says_how_to_resume(capsys: pytest.CaptureFixture[str], monkeypat
         raise KeyboardInterrupt
 
     monkeypatch.setattr(pipeline, "run", interrupted)
+    monkeypatch.setattr(cli.shutil, "which", lambda name: name)
     code, _, err = call(capsys, "run", str(job), "--set", "name=with space".replace(" ", "-"))
     assert code == 130
     assert f"the same command resumes: persona-ray run {job} --set name=with-space" in err
