@@ -38,8 +38,8 @@ class CheckSize:
     num_far: int = 4
     num_neighbours: int = 2
     """Beside the default Assistant."""
-    num_layers: int = 3
-    strengths: tuple[float, ...] = (2.0, 3.0, 4.0, 5.0)
+    num_layers: int = 4
+    strengths: tuple[float, ...] = (3.0, 4.0, 5.0)
     """Multiples of the axis."""
     num_questions_choosing: int = 4
     num_questions_measuring: int = 8

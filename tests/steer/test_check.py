@@ -20,7 +20,7 @@ NUM_WORDS = 40
 GAIN = {0: 0.05, 2: 0.25, 4: 0.15, 6: 0.9}
 """Layer -> shift of the share for each axis added."""
 BREAKS_BEYOND = 2.0
-SIZE = CheckSize(strengths=(1.0, 2.0, 3.0))
+SIZE = CheckSize(num_layers=3, strengths=(1.0, 2.0, 3.0))
 
 
 class RecordedEdit:
