@@ -14,8 +14,7 @@ from persona_ray.errors import InputError
 
 ROOT = Path(__file__).parents[1]
 LEAST = {"model": {"id": "m"}, "store": {"url": "s"}}
-JOBS = sorted((ROOT / "jobs").glob("*.yaml"))
-JOB_FILES = [path for path in JOBS if "model" in yaml.safe_load(path.read_text(encoding="utf-8"))]
+JOB_FILES = sorted((ROOT / "jobs").glob("*.yaml"))
 
 
 def test_there_are_job_files() -> None:
