@@ -33,12 +33,12 @@ MakeEdit = Callable[[int, Float32], Edit]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckSize:
-    """How much is asked. The defaults ask for about 640 answers: 28 + 12 x 28 for the choice, 5 x 56 for the measurement."""
+    """How much is asked. The defaults ask for about 560 answers: 28 + 9 x 28 for the choice, 5 x 56 for the measurement."""
 
     num_far: int = 4
     num_neighbours: int = 2
     """Beside the default Assistant."""
-    num_layers: int = 4
+    num_layers: int = 3
     strengths: tuple[float, ...] = (3.0, 4.0, 5.0)
     """Multiples of the axis."""
     num_questions_choosing: int = 4
