@@ -28,11 +28,6 @@ class Selection:
     """Positions in `catalog.questions`, rising."""
     samples: int
 
-    @property
-    def num_rollouts(self) -> int:
-        """Rows that the selection asks for."""
-        return len(self.archetypes) * self.system_prompts * len(self.questions) * self.samples
-
 
 def select(catalog: Catalog, config: CatalogConfig) -> Selection:
     """The part of `catalog` that a job's `catalog` section asks for.

@@ -6,7 +6,6 @@ What it is given is token ids on the first stage and hidden states on the others
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -78,14 +77,6 @@ class DecodeStep:
     """Sequences of the cache that go on; None = all."""
 
 
-@dataclass(frozen=True, slots=True)
-class StageTimes:
-    """Seconds in forward passes since the stage was loaded."""
-
-    capture: float
-    generate: float
-
-
 class Stage:
     """A loaded stage."""
 
@@ -105,7 +96,6 @@ class Stage:
         self.base = getattr(self.model, self.model.base_model_prefix)
         self._after_block: Callable[[int, Tensor], Tensor] | None = None
         self._caches: dict[str, StageCache] = {}
-        self._seconds = {"capture": 0.0, "generate": 0.0}
         for layer in range(spec.first_layer, spec.end_layer):
             self.base.layers[layer].register_forward_hook(self._hook(layer))
 
@@ -113,11 +103,6 @@ class Stage:
     def hardware(self) -> str:
         """GPU name, or cpu."""
         return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
-
-    @property
-    def times(self) -> StageTimes:
-        """How long this stage was at work."""
-        return StageTimes(**self._seconds)
 
     @torch.inference_mode()
     def capture(self, x: Array, start_B: Int32, end_B: Int32) -> tuple[Array, Float32]:
@@ -134,7 +119,7 @@ class Stage:
                 pooled_BD[layer] = mean_over_span(hidden_BTD, mask_BT)
             return hidden_BTD
 
-        with self._watching(pool, "capture"):
+        with self._watching(pool):
             hidden_BTD = self.base(**self._inputs(x), use_cache=False).last_hidden_state
         pooled_LBD = [pooled_BD[layer].cpu().numpy() for layer in self.spec.own_captured]
         stacked_LBD = np.stack(pooled_LBD) if pooled_LBD else np.empty((0, *x.shape[:1], hidden_BTD.shape[-1]), np.float32)
@@ -165,7 +150,7 @@ class Stage:
                     hidden_BTD = edit(hidden_BTD)
             return hidden_BTD
 
-        with self._watching(steer, "generate"):
+        with self._watching(steer):
             if not self.spec.is_last:
                 return to_array(self.base(**inputs).last_hidden_state)
             logits_BV = self.model(**inputs, logits_to_keep=1).logits[:, -1].float()
@@ -202,11 +187,9 @@ class Stage:
         return hook
 
     @contextmanager
-    def _watching(self, after_block: Callable[[int, Tensor], Tensor], phase: str) -> Iterator[None]:
-        begin = time.perf_counter()
+    def _watching(self, after_block: Callable[[int, Tensor], Tensor]) -> Iterator[None]:
         self._after_block = after_block
         try:
             yield
         finally:
             self._after_block = None
-            self._seconds[phase] += time.perf_counter() - begin

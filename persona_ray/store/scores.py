@@ -73,13 +73,6 @@ class ScoreWriter:
         return backend, plan, spec
 
 
-def write_scores(
-    url: str, judge_name: str, settings: Mapping[str, Any], unit: int, rollouts: Sequence[Rollout], judgements: Sequence[Judgement]
-) -> None:
-    """One unit's scores; for many units keep a `ScoreWriter`, which reads the plan once."""
-    ScoreWriter(url, judge_name, settings).write(unit, rollouts, judgements)
-
-
 def publish_scores(url: str, name: str) -> None:
     """Make judge `name` the one in force. Raises StateError if it has written nothing."""
     backend = open_backend(url)

@@ -29,7 +29,6 @@ def test_all() -> None:
     assert [archetype.name for archetype in selection.archetypes] == ["angel", "plain", "witch"]
     assert selection.questions == tuple(range(7))
     assert (selection.system_prompts, selection.samples) == (2, 3)
-    assert selection.num_rollouts == 3 * 2 * 7 * 3
 
 
 def test_a_list_keeps_the_catalogues_order_and_always_has_the_default() -> None:

@@ -16,7 +16,7 @@ import persona_ray
 from persona_ray.errors import InputError, IntegrityError
 from persona_ray.spec import Judgement
 from persona_ray.store.reader import open_store
-from persona_ray.store.scores import write_scores
+from persona_ray.store.scores import ScoreWriter
 
 
 def test_what_a_store_says_of_itself(tmp_path: Path, toy: Any) -> None:
@@ -58,7 +58,7 @@ def test_scored_rows_are_the_committed_stored_rows_in_the_order_asked(tmp_path: 
 
 def test_scores_join_their_rows(tmp_path: Path, toy: Any) -> None:
     store = open_store(toy.fill(tmp_path, refused={1: "empty answer"}))
-    write_scores(store.url, "lexicon-1", {}, 0, toy.rollouts(0), [Judgement(score, "") for score in (3, 2, 1, 0)])
+    ScoreWriter(store.url, "lexicon-1", {}).write(0, toy.rollouts(0), [Judgement(score, "") for score in (3, 2, 1, 0)])
     scored, unscored = store.scored_rows([0, 1], "lexicon-1")
     assert scored.score_R.tolist() == [3, 1, 0]
     assert unscored.score_R.tolist() == [-1] * 4

@@ -12,7 +12,7 @@ import zarr
 from persona_ray.errors import InputError, IntegrityError, StateError
 from persona_ray.spec import Judgement
 from persona_ray.store.reader import open_store
-from persona_ray.store.scores import ScoreWriter, publish_scores, write_scores
+from persona_ray.store.scores import ScoreWriter, publish_scores
 
 Tree = Callable[[Path], dict[str, bytes]]
 
@@ -26,7 +26,7 @@ def test_scores_and_raw_answers_are_stored_once(tmp_path: Path, toy: Any, tree: 
     writer = ScoreWriter(str(tmp_path), "lexicon-ab", {"backend": "lexicon"})
     writer.write(2, toy.rollouts(2), judged(3, -1))
     before = tree(tmp_path)
-    write_scores(str(tmp_path), "lexicon-ab", {"backend": "lexicon"}, 2, toy.rollouts(2), judged(0, 0))
+    ScoreWriter(str(tmp_path), "lexicon-ab", {"backend": "lexicon"}).write(2, toy.rollouts(2), judged(0, 0))
     assert tree(tmp_path) == before
     group = zarr.open_group(tmp_path, path="scores/lexicon-ab", mode="r")
     assert group["score"][:].tolist() == [-1] * 8 + [3, -1, -1, -1]
@@ -38,9 +38,9 @@ def test_scores_and_raw_answers_are_stored_once(tmp_path: Path, toy: Any, tree: 
 
 def test_after_a_crash_the_scores_follow_the_raw_answers_that_won(tmp_path: Path, toy: Any) -> None:
     toy.fill(tmp_path)
-    write_scores(str(tmp_path), "j", {}, 0, toy.rollouts(0), judged(3, 2, 1, 0))
+    ScoreWriter(str(tmp_path), "j", {}).write(0, toy.rollouts(0), judged(3, 2, 1, 0))
     (tmp_path / "scores/j/score/c/0").unlink()
-    write_scores(str(tmp_path), "j", {}, 0, toy.rollouts(0), judged(0, 0, 0, 0))
+    ScoreWriter(str(tmp_path), "j", {}).write(0, toy.rollouts(0), judged(0, 0, 0, 0))
     assert zarr.open_array(tmp_path, path="scores/j/score", mode="r")[:4].tolist() == [3, 2, 1, 0]
 
 
@@ -49,7 +49,7 @@ def test_the_judge_in_force_can_change_and_is_found_from_the_root(tmp_path: Path
     for name in ("one", "two"):
         for unit in toy.plan.units:
             rollouts = toy.rollouts(unit)
-            write_scores(store.url, name, {}, unit, rollouts, judged(*[1] * len(rollouts)))
+            ScoreWriter(store.url, name, {}).write(unit, rollouts, judged(*[1] * len(rollouts)))
         publish_scores(store.url, name)
         assert store.latest_scores() == name
         assert store.scored_units(name) == {0, 1, 2}
