@@ -29,7 +29,7 @@ from persona_ray.scheduler.driver import Driver, cluster
 from persona_ray.scheduler.state import SchedulerState
 from persona_ray.shards.actor import Replicas
 from persona_ray.spec import GenerationRequest, ProgressCallback, Reduced, RunCounts, SteeringCheck
-from persona_ray.steer.check import Experiment, Request, check_steering
+from persona_ray.steer.check import MIN_QUESTIONS, Experiment, Request, check_steering
 from persona_ray.steer.edit import AddVector
 from persona_ray.store.finish import finish_store
 from persona_ray.store.prepare import check_store, prepare_store
@@ -158,9 +158,9 @@ def _refusals(counts: RunCounts) -> str:
 
 
 def steer(setup: Setup, store: StoreReader, reduced: Reduced, replicas: Replicas, progress: Progress) -> SteeringCheck | None:
-    """Does the axis move what the model says? Measured where a lexicon can count words; None elsewhere."""
+    """Does the axis move what the model says? Measured where a lexicon can count words, over two questions or more; None elsewhere."""
     judge, selection = setup.judge, setup.selection
-    if not isinstance(judge, LexiconJudge) or selection is None:
+    if not isinstance(judge, LexiconJudge) or selection is None or len(selection.questions) < MIN_QUESTIONS:
         return None
     done = read_steering(store.url, reduced.name)
     if done is not None:

@@ -98,9 +98,7 @@ class Driver:
             self._probe(replica)
         while not self._state.is_done:
             if not self._pending:
-                raise RetryableError(
-                    f"no replica can be reached any more ({self._last_loss}); what is committed is safe, run the same command again"
-                )
+                raise RetryableError(f"no replica can be reached any more ({self._last_loss}). {RESUME}")
             finished, _ = ray.wait(list(self._pending), num_returns=1, timeout=SILENCE_S)
             if not finished and not self._state.running:
                 log.warning("still waiting for a replica to load the model; the cluster has %s", free_resources())

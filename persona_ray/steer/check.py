@@ -18,6 +18,8 @@ from persona_ray.spec import Edit, Float32, SteeringArm, SteeringCheck, Steering
 from persona_ray.steer.direction import multiple, random_direction
 
 FAR, NEAR = "far", "near"
+MIN_QUESTIONS = 2
+"""One to choose on, one to measure on."""
 
 Asked = tuple[str, int]
 """Archetype and question."""

@@ -275,6 +275,24 @@ def test_nothing_usable_says_why_and_leaves_a_finished_store(chat_model: Path, s
     assert group["committed"][:6].tolist() == [1] * 6
 
 
+SPEAKERS = (("default", "plain", "is"), ("pirate", "sea", "promises"), ("bard", "sea", "sings"), ("ghost", "sea", "rain"))
+
+
+def test_one_question_gives_an_axis_and_no_steering_check(chat_model: Path, small_catalog: Path, tmp_path: Path) -> None:
+    words = {name: {"group": group, "words": [word]} for name, group, word in SPEAKERS}
+    lexicon = {"archetypes": words, "groups": {"plain": [], "sea": []}, "assistant_side": ["plain"]}
+    (tmp_path / "lexicon.json").write_text(json.dumps(lexicon))
+    job = job_for(
+        chat_model,
+        small_catalog,
+        tmp_path / "store",
+        catalog={"questions": 1},
+        judge={"backend": "lexicon", "path": str(tmp_path / "lexicon.json")},
+        reduce={"min_score": 0, "min_count": 1},
+    )
+    assert pipeline.run(job, QUIET).steering is None
+
+
 class Idle:
     """Work that looks at the cluster while its replica is up."""
 
