@@ -15,8 +15,8 @@ __version__ = "0.1.0"
 __all__ = ["__version__", "open_store"]
 
 
-def open_store(url: str) -> StoreReader:
-    """The store at `url`, read-only and lazily. Raises InputError if there is none."""
+def open_store(url: str, at: str | None = None) -> StoreReader:
+    """The store at `url`, read-only and lazily; `at`: as it was when its ledger had that digest. Raises InputError if there is none."""
     from persona_ray.store.reader import open_store as open_reader
 
-    return open_reader(url)
+    return open_reader(url, at)

@@ -32,6 +32,7 @@ from persona_ray.spec import GenerationRequest, ProgressCallback, Reduced, RunCo
 from persona_ray.steer.check import MIN_QUESTIONS, Experiment, Request, check_steering
 from persona_ray.steer.edit import AddVector
 from persona_ray.store.finish import finish_store
+from persona_ray.store.plans import Plans
 from persona_ray.store.prepare import check_store, prepare_store
 from persona_ray.store.reader import StoredRows, StoreReader, open_store
 from persona_ray.store.reduced import publish_reduced, write_reduced
@@ -72,17 +73,19 @@ def run(job: Job, progress: Progress, *, address: str | None = None) -> Outcome:
     clock = Clock()
     setup = prepare(job)
     url = setup.job.store.url
-    check_store(url, identity=setup.identity, plan=setup.plan)
+    plans = check_store(url, identity=setup.identity, plan=setup.plan, layers=setup.captured)
+    todo = setup.units_to_do(plans)
     with clock("start"), cluster(address), Replicas(setup.replica, setup.work, count=job.shards.replicas, name=job.name) as replicas:
-        if setup.units_to_do():
+        if todo:
             with progress.phase("load the model", len(setup.replica.stages), "stages") as advance:
                 replicas.check()
                 advance(len(setup.replica.stages))
-        prepare_store(url, identity=setup.identity, plan=setup.plan, job=setup.job.as_dict())
+        job_facts = setup.job.as_dict()
+        plans = prepare_store(url, identity=setup.identity, plan=setup.plan, job=job_facts, layers=setup.captured)
         store = open_store(url)
         try:
             with clock("rollouts and activations"):
-                units_done = extract(setup, replicas, progress)
+                units_done = extract(setup, plans, replicas, progress)
             with clock("judge"):
                 judge_rollouts(setup, store, progress)
             with clock("reduce"):
@@ -91,21 +94,22 @@ def run(job: Job, progress: Progress, *, address: str | None = None) -> Outcome:
                 steering = steer(setup, store, reduced, replicas, progress)
         finally:
             finish_store(url)
-    return Outcome(url, store.ledger.counts(), units_done, reduced, steering, clock.seconds)
+    return Outcome(url, counts_of(setup, plans, store), units_done, reduced, steering, clock.seconds)
 
 
 # ---- the steps, in the order of the story -----------------------------------------------------------------------------
 
 
-def extract(setup: Setup, replicas: Replicas, progress: Progress) -> int:
-    """Every row of the plan becomes a committed row of activations, or a refused one. Answers how many units were still to do."""
-    todo = setup.units_to_do()
+def extract(setup: Setup, plans: Plans, replicas: Replicas, progress: Progress) -> int:
+    """Every row of the job becomes a committed row of activations, or a refused one. Answers how many units were still to do."""
+    todo = setup.units_to_do(plans)
     if not todo:
         return 0
-    units = {index: setup.unit(index) for index in todo}
+    units = {index: setup.unit(plans, index) for index in todo}
     state = SchedulerState(todo, units_per_replica=setup.replica.concurrent_units)
-    done = len(setup.rows) - sum(len(unit.rows) for unit in units.values())
-    with progress.phase("rollouts and activations", len(setup.rows), "rollouts", done) as advance:
+    total = sum(len(plans.rows(unit)) for unit in setup.units(plans))
+    done = total - sum(len(unit.rows) for unit in units.values())
+    with progress.phase("rollouts and activations", total, "rollouts", done) as advance:
         Driver(state, units, replicas).run(lambda receipt: advance(receipt.num_stored + receipt.num_refused))
     return len(todo)
 
@@ -128,28 +132,37 @@ def reduce_store(setup: Setup, store: StoreReader, progress: Progress) -> Reduce
     """Role vectors, axis and principal components of what is committed; computed only if data, scores or settings are new."""
     url, config = store.url, setup.job.reduce
     judge_name = None if setup.judge is None else setup.judge.name
-    ledger_digest = store.ledger.digest()
-    name = space_name(ledger_digest, judge_name, config)
+    snapshot = store.snapshot()
+    name = space_name(snapshot.digest, judge_name, setup.layers, config)
     if store.latest_reduced() == name:
         return store.reduced(name)
-    units = sorted(store.ledger.committed())
+    store.refresh()  # another run may have added archetypes, and units of theirs
+    units = store.units(setup.layers, at=snapshot)
     with progress.phase("reduce", len(units), "units") as advance:
-        moments = moments_of(StoredRows(url, judge_name), units, num_tasks=REDUCE_TASKS, progress=advance)
+        moments = moments_of(StoredRows(url, judge_name, setup.layers), units, num_tasks=REDUCE_TASKS, progress=advance)
     try:
         reduced = persona_space(
             moments,
-            archetypes=setup.plan.archetypes,
-            default_archetypes=setup.plan.default_archetypes,
-            layers=setup.identity.layers,
+            archetypes=store.archetypes,
+            default_archetypes=store.default_archetypes,
+            layers=setup.layers,
             config=config,
             judge_name=judge_name,
-            ledger_digest=ledger_digest,
+            ledger_digest=snapshot.digest,
         )
     except NothingUsableError as error:
         raise NothingUsableError(f"{error} {_refusals(store.ledger.counts())}") from error
+    store.keep(snapshot)
     write_reduced(url, reduced)
     publish_reduced(url, reduced.name)
     return reduced
+
+
+def counts_of(setup: Setup, plans: Plans, store: StoreReader) -> RunCounts:
+    """What became of the rows that the job asked for, whichever run stored them."""
+    wanted = {row.key for row in setup.rows}
+    placed = ((row, key) for unit in setup.units(plans) for row, key in zip(plans.rows(unit), plans.keys(unit), strict=True))
+    return store.counts(row for row, key in placed if key in wanted)
 
 
 def _refusals(counts: RunCounts) -> str:
@@ -172,7 +185,7 @@ def steer(setup: Setup, store: StoreReader, reduced: Reduced, replicas: Replicas
                 layers=reduced.layers,
                 separation_L=reduced.attributes["separation"],
                 projections={name: by_layer[_best_place(reduced)] for name, by_layer in reduced.attributes["projections"].items()},
-                default_names=setup.plan.default_archetypes,
+                default_names=store.default_archetypes,
                 questions={index: selection.catalog.questions[index].text for index in selection.questions},
                 ask=partial(_ask, setup, selection, replicas, advance),
                 count_words=judge.assistant_share,

@@ -7,8 +7,8 @@ Writes nothing and starts nothing, so everything that is wrong with a job's inpu
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,27 +16,23 @@ from typing import Any
 from persona_ray.catalog.load import load_catalog
 from persona_ray.catalog.select import Selection, select
 from persona_ray.config import Job
-from persona_ray.errors import InputError
+from persona_ray.errors import InputError, StateError
 from persona_ray.judge.backends import open_judge
 from persona_ray.rollouts.extract import ExtractUnit
-from persona_ray.rollouts.importing import (
-    DEFAULT_ARCHETYPE,
-    ImportedConversation,
-    conversations_digest,
-    read_conversations,
-    rollouts_as_conversations,
-)
+from persona_ray.rollouts.importing import DEFAULT_ARCHETYPE, ImportedConversation, read_conversations, rollouts_as_conversations
 from persona_ray.rollouts.transcript import SPAN_RULE, Transcriber
-from persona_ray.rollouts.wanted import rows_to_generate, rows_to_import
+from persona_ray.rollouts.wanted import generated_row, rows_to_generate, rows_to_import
 from persona_ray.shards.cut import Cut, layers_to_capture
 from persona_ray.shards.fetch import fetch_config
 from persona_ray.shards.fitting import BATCH_TOKENS, fit_replica
 from persona_ray.shards.plan import ReplicaSpec, StageSpec
 from persona_ray.shards.source import ModelFacts, config_folder, model_facts, model_location
-from persona_ray.spec import Identity, Judge, Plan, Row, Sampling, Unit
+from persona_ray.spec import Archetype, Identity, Judge, Plan, Question, Row, RowKey, Sampling, Unit
 from persona_ray.store.address import absolute_url
+from persona_ray.store.growth import layers_to_write
 from persona_ray.store.ledger import Ledger
-from persona_ray.store.prepare import is_store, stored_job
+from persona_ray.store.plans import Plans
+from persona_ray.store.prepare import is_store, preview, stored_job, stored_plans
 from persona_ray.store.reader import open_store
 from persona_ray.store.writer import UnitWriter
 
@@ -56,7 +52,11 @@ class Setup:
     job: Job
     """With absolute URL, and with the choices made that it left open: the first run's, if the store is there already."""
     rows: tuple[Row, ...]
+    """What the job asks for, in work order. Their places in the store are the plans' to say."""
+    row_of: Callable[[RowKey], Row | None]
+    """A row by its key, whether the job asks for it or not: units hold rows of other runs. None: its texts are not known here."""
     plan: Plan
+    """The rows as a plan: that of the store, if this job is the first to fill it."""
     identity: Identity
     judge: Judge | None
     selection: Selection | None
@@ -65,26 +65,62 @@ class Setup:
     """How one replica is cut over GPUs, in numbers."""
     replica: ReplicaSpec
     work: ExtractUnit
+    layers: tuple[int, ...]
+    """Decoder blocks that the job asks for, and whose axis it wants."""
+    captured: tuple[int, ...]
+    """Those that this run writes: all that the store began with, or further ones for rows that are there."""
 
-    def units_to_do(self) -> list[int]:
-        """Units without a marker, in work order; all of them if there is no store yet."""
-        url = self.job.store.url
-        committed = frozenset[int]() if stored_job(url) is None else Ledger(url).committed()
-        return [unit for unit in self.plan.units if unit not in committed]
+    def plans(self) -> Plans:
+        """All plans of the store, as this job finds them or would leave them. Writes nothing. Raises InputError."""
+        return preview(self.job.store.url, identity=self.identity, plan=self.plan, layers=self.captured)
+
+    def units(self, plans: Plans) -> list[int]:
+        """Units that hold rows of this job, in work order."""
+        wanted = {row.key for row in self.rows}
+        return [unit for unit in plans.units if not wanted.isdisjoint(plans.keys(unit))]
+
+    def units_to_do(self, plans: Plans) -> list[int]:
+        """Those of them without a marker that can be done here; all of them if there is no store yet.
+
+        Raises InputError if further layers are asked for, and not all of the job's rows are there.
+        """
+        if stored_job(self.job.store.url) is None:
+            return self.units(plans)
+        layer_set = plans.set_of(self.captured)
+        committed = Ledger(self.job.store.url, layer_set).committed()
+        missing = [unit for unit in self.units(plans) if unit not in committed]
+        if layer_set:
+            self._require_rows(plans, missing)
+        possible = [unit for unit in missing if self._knows(plans, unit)]
+        if len(possible) < len(missing):
+            log.warning(
+                "%d units are left to the run that planned them: they hold rows whose texts are not among this job's",
+                len(missing) - len(possible),
+            )
+        return possible
+
+    def _require_rows(self, plans: Plans, units: Sequence[int]) -> None:
+        """Further layers are captured from the text of rows that are committed."""
+        absent = set(units) - Ledger(self.job.store.url).committed()
+        if absent:
+            raise InputError(
+                f"{self.job.store.url}: more layers are added to rows that are there, and {len(absent)} units of this job are not "
+                f"committed yet; finish the run with capture.layers {list(plans.layer_sets[0])} first"
+            )
 
     def facts(self) -> dict[str, Any]:
         """The plan in plain JSON values: what is asked for, and the replica that will do it."""
-        shards, replica = self.job.shards, self.replica
+        shards, replica, plans = self.job.shards, self.replica, self.plans()
         return {
             "name": self.job.name,
             "model": self.job.model.id,
             "store": self.job.store.url,
             "rollouts": len(self.rows),
             "archetypes": len(self.plan.archetypes),
-            "units": self.plan.num_units,
-            "units_to_do": len(self.units_to_do()),
+            "units": len(self.units(plans)),
+            "units_to_do": len(self.units_to_do(plans)),
             "unit_rows": self.plan.unit_rows,
-            "layers": len(self.identity.layers),
+            "layers": len(self.captured),
             "hidden": self.identity.hidden_size,
             "dtype": self.identity.dtype,
             "attention": self.identity.attention,
@@ -99,21 +135,31 @@ class Setup:
             "note": self.cut.note,
         }
 
-    def unit(self, index: int) -> Unit:
-        """The unit's rows."""
-        first = (index - self.plan.first_unit) * self.plan.unit_rows
-        return Unit(index, self.rows[first : first + self.plan.unit_rows])
+    def unit(self, plans: Plans, index: int) -> Unit:
+        """The unit's rows, at their places in the store. Raises StateError for a unit that is not among `units_to_do`."""
+        rows = [self.row_of(key) for key in plans.keys(index)]
+        placed = tuple(replace(row, index=place) for place, row in zip(plans.rows(index), rows, strict=True) if row is not None)
+        if len(placed) < len(rows):
+            raise StateError(f"unit {index:06d} holds rows whose texts are not known here")
+        return Unit(index, placed)
+
+    def _knows(self, plans: Plans, unit: int) -> bool:
+        """Whether every row of the unit can be asked as its plan meant it."""
+        rows = [self.row_of(key) for key in plans.keys(unit)]
+        digests = plans.text_digests(unit) or [None] * len(rows)
+        return all(row is not None and digest in {None, row.text_digest} for row, digest in zip(rows, digests, strict=True))
 
 
 def prepare(job: Job) -> Setup:
     """Read the catalogue, the model's config and tokenizer, and plan. Writes nothing, starts nothing. Raises InputError."""
     location = model_location(job.model.id)
     facts = model_facts(job.model, job.shards.tensor_parallel)
-    layers = layers_to_capture(facts.num_layers, job.capture.wanted_layers(facts.num_layers))
+    asked = layers_to_capture(facts.num_layers, job.capture.wanted_layers(facts.num_layers))
     transcriber = Transcriber(str(config_folder(job.model)), None, job.model.kind, job.rollouts.thinking)
     judge = open_judge(job.judge, _lexicon_beside(location))
     wanted = _wanted(job)
-    job = _settled(job, len(wanted.rows), values_per_row=len(layers) * facts.hidden_size)
+    job = _settled(job, len(wanted.rows), values_per_row=len(asked) * facts.hidden_size)
+    first, layers = _layers(job.store.url, asked)
     unit_rows = int(job.store.unit_rows)
     stop_ids = _stop_ids(job, facts, transcriber)
     max_length = min(job.capture.max_length, facts.max_positions or job.capture.max_length)
@@ -126,16 +172,15 @@ def prepare(job: Job) -> Setup:
         dtype=job.model.dtype,
         attention=facts.attention,
         span_rule=SPAN_RULE,
-        layers=layers,
+        layers=first,
         hidden_size=facts.hidden_size,
         rollouts={**wanted.source, "stop_ids": list(stop_ids), "instruction_turn": transcriber.instruction_turn},
-        catalog_digest=None if wanted.selection is None else wanted.selection.catalog.digest,
         max_length=max_length,
         unit_rows=unit_rows,
         store_dtype=job.store.dtype,
     )
     work = ExtractUnit(
-        open_sink=partial(UnitWriter, job.store.url),
+        open_sink=partial(UnitWriter, job.store.url, None if layers == first else layers),
         find_tokenizer=partial(fetch_config, location, facts.revision),
         kind=job.model.kind,
         thinking=job.rollouts.thinking,
@@ -157,14 +202,31 @@ def prepare(job: Job) -> Setup:
     return Setup(
         job=job,
         rows=wanted.rows,
-        plan=Plan(wanted.archetypes, wanted.defaults, tuple(row.key for row in wanted.rows), unit_rows),
+        row_of=wanted.row_of,
+        plan=Plan(
+            archetypes=wanted.archetypes,
+            default_archetypes=wanted.defaults,
+            keys=tuple(row.key for row in wanted.rows),
+            unit_rows=unit_rows,
+            text_digests=tuple(row.text_digest for row in wanted.rows),
+        ),
         identity=identity,
         judge=judge,
         selection=wanted.selection,
         cut=cut,
         replica=replica,
         work=work,
+        layers=asked,
+        captured=layers,
     )
+
+
+def _layers(url: str, asked: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Those that the store began with, and those that this run writes."""
+    plans = stored_plans(url)
+    written = asked if plans is None else layers_to_write(plans, asked)
+    is_other = plans is not None and set(written).issubset(plans.layer_sets[0])  # another experiment, unless it is the whole set
+    return (written if plans is None or is_other else plans.layer_sets[0]), written
 
 
 def _settled(job: Job, num_rows: int, values_per_row: int) -> Job:
@@ -199,6 +261,7 @@ class _Wanted:
     rows: tuple[Row, ...]
     archetypes: tuple[str, ...]
     defaults: tuple[str, ...]
+    row_of: Callable[[RowKey], Row | None]
     selection: Selection | None
     source: Mapping[str, object]
 
@@ -215,13 +278,18 @@ def _from_elsewhere(path: str) -> _Wanted:
         for reason, number in taken.left_out.items():
             log.warning("%s: %d rows are not taken over: %s", path, number, reason)
         conversations: Mapping[str, tuple[ImportedConversation, ...]] = taken.conversations
-        defaults = tuple(name for name in sorted(conversations) if name in other.plan.default_archetypes)
+        defaults = tuple(name for name in sorted(conversations) if name in other.default_archetypes)
     else:
         conversations = read_conversations(path)
         defaults = tuple(name for name in sorted(conversations) if name == DEFAULT_ARCHETYPE)
-    source = {"source": "import", "digest": conversations_digest(conversations)}
+    rows = rows_to_import(conversations)
     return _Wanted(
-        rows=rows_to_import(conversations), archetypes=tuple(sorted(conversations)), defaults=defaults, selection=None, source=source
+        rows=rows,
+        archetypes=tuple(sorted(conversations)),
+        defaults=defaults,
+        row_of={row.key: row for row in rows}.get,
+        selection=None,
+        source={"source": "import"},
     )
 
 
@@ -238,9 +306,18 @@ def _from_catalog(job: Job) -> _Wanted:
         rows=rows,
         archetypes=tuple(archetype.name for archetype in selection.archetypes),
         defaults=tuple(archetype.name for archetype in selection.archetypes if archetype.is_default),
+        row_of=partial(_row_of, {archetype.name: archetype for archetype in selection.catalog.archetypes}, selection.catalog.questions),
         selection=selection,
         source=job.rollouts.model_dump(mode="json", exclude={"path"}),
     )
+
+
+def _row_of(archetypes: Mapping[str, Archetype], questions: Sequence[Question], key: RowKey) -> Row | None:
+    """Of the catalogue, the whole of it."""
+    archetype = archetypes.get(key.archetype)
+    if archetype is None or key.system_prompt >= len(archetype.system_prompts) or key.question >= len(questions):
+        return None
+    return generated_row(archetype, key.system_prompt, key.question, questions[key.question].text, key.sample)
 
 
 def _unit_rows(job: Job, num_rows: int, values_per_row: int) -> int:

@@ -103,6 +103,12 @@ class Row:
     conversation: tuple[Message, ...]
     """Generation: the turns up to the question. Import: up to and including the assistant turn that is measured."""
 
+    @property
+    def text_digest(self) -> str:
+        """12 hex digits of the conversation: one row key stands for one text in a store."""
+        text = "\x1e".join(f"{message.role}\x1f{message.content}" for message in self.conversation)
+        return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
+
 
 @dataclass(frozen=True, slots=True)
 class Unit:
@@ -114,7 +120,7 @@ class Unit:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A write-once list of wanted rows. Unit `first_unit + i` holds rows `[i * unit_rows, (i + 1) * unit_rows)` of `keys`."""
+    """A list of wanted rows. Unit `first_unit + i` holds rows `[i * unit_rows, (i + 1) * unit_rows)` of `keys`."""
 
     archetypes: tuple[str, ...]
     """Names; the position is the code."""
@@ -123,6 +129,8 @@ class Plan:
     keys: tuple[RowKey, ...]
     unit_rows: int
     first_unit: int = 0
+    text_digests: tuple[str, ...] = ()
+    """`Row.text_digest` of each row; empty = not known."""
 
     @property
     def num_units(self) -> int:
@@ -242,8 +250,7 @@ class Identity:
     layers: tuple[int, ...]
     hidden_size: int
     rollouts: Mapping[str, Any]
-    """Generation settings with the seed, or the digest of what was imported."""
-    catalog_digest: str | None
+    """Generation settings with the seed, or that the conversations are imported. Texts are bound row by row: `Row.text_digest`."""
     max_length: int
     unit_rows: int
     store_dtype: str

@@ -167,7 +167,6 @@ def make_store(url: str, *, num_rows: int, unit_rows: int, layers: tuple[int, ..
         layers=layers,
         hidden_size=hidden_size,
         rollouts={},
-        catalog_digest=None,
         max_length=0,
         unit_rows=unit_rows,
         store_dtype="bf16-exact",

@@ -42,7 +42,7 @@ def persona_space(
     axis_LD = assistant_axis(default_vector_LD, role_vector_ALD)
     found = principal_components(role_vector_ALD, axis_LD, config.rank)
     return Reduced(
-        name=space_name(ledger_digest, judge_name, config),
+        name=space_name(ledger_digest, judge_name, layers, config),
         archetypes=tuple(archetypes),
         layers=tuple(layers),
         role_vector_ALD=_by_code(role_vector_ALD, list(vectors.roles), len(archetypes)),
@@ -82,9 +82,10 @@ def _require_enough(vectors: Vectors, archetypes: Sequence[str], default_archety
         )
 
 
-def space_name(ledger_digest: str, judge_name: str | None, config: ReduceConfig) -> str:
-    """Name of the persona space of this data under these settings: 16 hex digits."""
-    return digest_of({"ledger": ledger_digest, "scores": judge_name, "settings": config.model_dump(mode="json")})[:16]
+def space_name(ledger_digest: str, judge_name: str | None, layers: Sequence[int], config: ReduceConfig) -> str:
+    """Name of the persona space of these layers of this data under these settings: 16 hex digits."""
+    settings = config.model_dump(mode="json")
+    return digest_of({"ledger": ledger_digest, "scores": judge_name, "layers": list(layers), "settings": settings})[:16]
 
 
 def _by_code(kept_ALD: Float64, codes: Sequence[int], num_archetypes: int) -> Float32:

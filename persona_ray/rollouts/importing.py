@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from persona_ray.errors import InputError
-from persona_ray.spec import Message, Rollout, digest_of
+from persona_ray.spec import Message, Rollout
 
 DEFAULT_ARCHETYPE = "default"
 """In this layout, and only here, the file name `default.jsonl` is what marks the default Assistant."""
@@ -109,11 +109,6 @@ def _as_conversation(rollout: Rollout) -> ImportedConversation:
         sample=rollout.key.sample,
         turns=(*system, _Turn(role="user", content=rollout.question), _Turn(role="assistant", content=rollout.response)),
     )
-
-
-def conversations_digest(conversations: Mapping[str, tuple[ImportedConversation, ...]]) -> str:
-    """SHA-256 over all texts and indices."""
-    return digest_of({name: [line.model_dump(mode="json") for line in lines] for name, lines in conversations.items()})
 
 
 def _read(file: Path) -> tuple[ImportedConversation, ...]:

@@ -20,11 +20,12 @@ def rows_to_generate(
     for sample in range(samples):
         for prompt, place in grid_walk(num_prompts, len(order)):
             for archetype in archetypes:
-                rows.append(_row_to_generate(len(rows), archetype, prompt, order[place], questions[order[place]], sample))
+                rows.append(generated_row(archetype, prompt, order[place], questions[order[place]], sample, index=len(rows)))
     return tuple(rows)
 
 
-def _row_to_generate(index: int, archetype: Archetype, prompt: int, question: int, text: str, sample: int) -> Row:
+def generated_row(archetype: Archetype, prompt: int, question: int, text: str, sample: int, *, index: int = 0) -> Row:
+    """What the model is asked for one row key."""
     system_prompt = archetype.system_prompts[prompt]
     conversation = opening(system_prompt, text)
     key = RowKey(archetype.name, prompt, question, sample, turn=len(conversation))

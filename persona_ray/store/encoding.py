@@ -21,7 +21,8 @@ from zarr.errors import ZarrUserWarning
 from zarr.storage import MemoryStore
 
 from persona_ray.errors import IntegrityError
-from persona_ray.store.backend import METADATA_NAME, Backend
+from persona_ray.store.backend import METADATA_NAME
+from persona_ray.store.bfloat16 import widened
 from persona_ray.store.layout import ArraySpec
 
 COMPRESSORS = (BloscCodec(cname="lz4", clevel=5, shuffle="bitshuffle"), Crc32cCodec())
@@ -39,14 +40,19 @@ def array_objects(spec: ArraySpec, values: npt.NDArray[np.generic] | None = None
 
 
 def encode_unit(spec: ArraySpec, values: npt.NDArray[np.generic]) -> bytes:
-    """The one object that holds a unit of `spec`; the first dim of `values` is the unit's, padding included."""
+    """The one object that holds a unit of `spec`, or a chunk of planned rows; the first dim of `values` is whole, padding included."""
     memory: dict[str, Buffer] = {}
     _create(_one_unit(spec), memory)[...] = values
     return memory[_only_chunk(spec)].to_bytes()
 
 
+def array_document(spec: ArraySpec) -> bytes:
+    """`zarr.json` of an array."""
+    return array_objects(spec)[f"{spec.name}/{METADATA_NAME}"]
+
+
 def decode_unit(spec: ArraySpec, data: bytes, where: str) -> npt.NDArray[Any]:
-    """The reverse of `encode_unit`. Raises IntegrityError if the bytes are damaged."""
+    """The reverse of `encode_unit`; bfloat16 comes back as float32. Raises IntegrityError if the bytes are damaged."""
     if not data:
         # zarr takes an empty shard for one that was never written.
         raise IntegrityError(f"{where}: {spec.name} is an empty object")
@@ -54,7 +60,7 @@ def decode_unit(spec: ArraySpec, data: bytes, where: str) -> npt.NDArray[Any]:
     array = _create(_one_unit(spec), memory)
     memory[_only_chunk(spec)] = default_buffer_prototype().buffer.from_bytes(data)
     try:
-        return np.asarray(array[...])
+        return widened(np.asarray(array[...]))
     except (ValueError, RuntimeError) as error:
         raise IntegrityError(f"{where}: {spec.name} cannot be decoded ({error})") from error
 
@@ -79,31 +85,6 @@ def consolidated(documents: Mapping[str, bytes]) -> bytes:
         warnings.simplefilter("ignore", ZarrUserWarning)
         zarr.consolidate_metadata(MemoryStore(memory))
     return memory[METADATA_NAME].to_bytes()
-
-
-def consolidate(backend: Backend) -> None:
-    """Write the root's consolidated metadata anew, until they agree with what the store lists."""
-    while True:
-        documents = _metadata_documents(backend)
-        root = consolidated(documents)
-        if root == documents[METADATA_NAME]:
-            return
-        backend.replace(METADATA_NAME, root)
-
-
-def _metadata_documents(backend: Backend) -> dict[str, bytes]:
-    """All `zarr.json` of the store by key. Array folders are not searched: they hold an object for each unit."""
-    documents = {METADATA_NAME: backend.get(METADATA_NAME)}
-    folders = backend.list_folders("")
-    while folders:
-        folder = folders.pop()
-        document = backend.get_or_none(f"{folder}/{METADATA_NAME}")
-        if document is None:
-            continue
-        documents[f"{folder}/{METADATA_NAME}"] = document
-        if json.loads(document)["node_type"] == "group":
-            folders.extend(backend.list_folders(folder))
-    return dict(sorted(documents.items()))
 
 
 def _create(spec: ArraySpec, memory: dict[str, Buffer]) -> zarr.Array[Any]:

@@ -10,8 +10,9 @@ import errno
 import os
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from zarr.storage import LocalStore
 
@@ -22,6 +23,7 @@ TEMPORARY_FOLDER = "_tmp"
 PASSING_FAULTS = frozenset(
     {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.EAGAIN, errno.EINTR, errno.EMFILE, errno.ENFILE, errno.ETIMEDOUT}
 )
+MAX_FOLDER_ATTEMPTS = 100
 NO_HARD_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EXDEV})
 
 
@@ -90,7 +92,7 @@ class FolderBackend(Backend):
 
     def probe_write_once(self) -> None:
         """Hard-link one file twice, and leave no trace. Raises InputError if that is not possible here."""
-        missing = [folder for folder in (self.root, *self.root.parents) if not folder.exists()]
+        missing = [folder for folder in (self.root / TEMPORARY_FOLDER, self.root, *self.root.parents) if not folder.exists()]
         with self._errors_in_words("write probe"):
             with self._temporary_file(b"probe") as temporary:
                 probe = temporary.with_suffix(".probe")
@@ -100,7 +102,7 @@ class FolderBackend(Backend):
                     probe.unlink(missing_ok=True)
             if not is_refused:
                 raise InputError(f"{self.url}: a file name can be taken twice here; put the store on another file system")
-            for folder in (self.root / TEMPORARY_FOLDER, *missing):
+            for folder in missing:
                 _remove_if_empty(folder)
 
     def _listed(self, key: str) -> ListedObject | None:
@@ -121,11 +123,9 @@ class FolderBackend(Backend):
     @contextmanager
     def _temporary_file(self, data: bytes) -> Iterator[Path]:
         """A flushed file with `data` on the same file system; gone afterwards."""
-        folder = self.root / TEMPORARY_FOLDER
-        _make_folder(folder)
-        path = folder / uuid.uuid4().hex
+        path = self.root / TEMPORARY_FOLDER / uuid.uuid4().hex
         try:
-            with path.open("xb") as file:
+            with _open_new(path) as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
@@ -161,13 +161,27 @@ def _link(source: Path, target: Path) -> bool:
     return True
 
 
+def _open_new(path: Path) -> BinaryIO:
+    """`path` for writing. Somebody else's probe may take the empty folder away before the file is in it."""
+    for _ in range(MAX_FOLDER_ATTEMPTS):
+        with suppress(FileNotFoundError):
+            _make_folder(path.parent)
+            return path.open("xb")
+    _make_folder(path.parent)
+    return path.open("xb")
+
+
 def _make_folder(folder: Path) -> None:
     """Like mkdir -p, and each new name survives a power loss."""
     if folder.is_dir():
         return
     _make_folder(folder.parent)
-    folder.mkdir(exist_ok=True)
-    _flush_folder(folder.parent)
+    try:
+        folder.mkdir()
+        _flush_folder(folder.parent)
+    except FileExistsError:
+        if folder.exists() and not folder.is_dir():
+            raise
 
 
 def _flush_folder(folder: Path) -> None:

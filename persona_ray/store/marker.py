@@ -5,15 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from persona_ray.errors import IntegrityError
 from persona_ray.store.backend import StoredObject
 
-COMMITS_FOLDER = "_commits"
-_MARKER_KEY = re.compile(rf"{COMMITS_FOLDER}/(\d{{6,}})\.json")
+_MARKER_KEY = re.compile(r"_commits(?:_(\d+))?/(\d{6,})\.json")
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,20 +86,30 @@ class Marker:
             raise IntegrityError(f"{where}: damaged commit marker ({error!r})") from error
 
 
-def marker_key(unit: int) -> str:
-    """Where the unit's marker is."""
-    return f"{COMMITS_FOLDER}/{unit:06d}.json"
+def marker_key(unit: int, layer_set: int = 0) -> str:
+    """Where the unit's marker for a set of layers is. The unit exists when it has that of set 0."""
+    return f"{commits_folder(layer_set)}/{unit:06d}.json"
 
 
-def unit_of_marker_key(key: str) -> int | None:
-    """The reverse; None if `key` is no marker's."""
+def place_of_marker_key(key: str) -> tuple[int, int] | None:
+    """The reverse: set of layers and unit; None if `key` is no marker's."""
     match = _MARKER_KEY.fullmatch(key)
-    return int(match.group(1)) if match else None
+    return (int(match.group(1) or 0), int(match.group(2))) if match else None
 
 
-def digest_of_markers(markers: Mapping[int, bytes]) -> str:
-    """SHA-256 (hex) over unit and SHA-256 of its marker's bytes, by rising unit: names a state of a growing store."""
+def is_in_commits(key: str) -> bool:
+    """Whether `key` is in one of the folders where markers are."""
+    return re.match(r"_commits(_\d+)?/", key) is not None
+
+
+def commits_folder(layer_set: int) -> str:
+    """Where the markers of a set of layers are."""
+    return f"_commits_{layer_set}" if layer_set else "_commits"
+
+
+def digest_of_lines(lines: Iterable[str]) -> str:
+    """SHA-256 (hex) over unit and SHA-256 of its marker's bytes, a line each, by rising unit: names a state of a growing store."""
     digest = hashlib.sha256()
-    for unit, data in sorted(markers.items()):
-        digest.update(f"{unit} {hashlib.sha256(data).hexdigest()}\n".encode())
+    for line in lines:
+        digest.update(f"{line}\n".encode())
     return digest.hexdigest()

@@ -1,13 +1,14 @@
-"""`_plans/000000.json`: what a store is for. Written once, first of all; all Zarr metadata follow from it.
+"""`_plans/{n}.json`: what a store is for. Each written once, before anything that follows from it.
 
-It holds the plan in columns, the identity, the job that began the store, the date and the versions, so that a store whose
-creation was interrupted is completed to the very same bytes.
+It holds a plan in columns, the identity, the job that asked, the date and the versions, so that whatever was interrupted is
+completed to the very same bytes. Plan 0 begins the store; a run that asks for more adds the next.
 """
 
 from __future__ import annotations
 
 import json
 import platform
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -16,11 +17,15 @@ from typing import Any
 
 import persona_ray
 from persona_ray.errors import InputError, IntegrityError
-from persona_ray.spec import Identity, Plan, RowKey, digest_of
-from persona_ray.store.backend import Backend
+from persona_ray.spec import Identity, Plan, RowKey
 
-PLAN_KEY = "_plans/000000.json"
+PLANS_FOLDER = "_plans"
 SCHEMA_VERSION = 1
+PLANNED_CHUNK_ROWS = 8_192
+"""Columns known at planning are read whole by everybody: few objects. A further plan begins on a border of their chunks."""
+FIRST_CHUNK_ROWS = 65_536
+"""Of the first stores, which did not record it."""
+_PLAN_KEY = re.compile(rf"{PLANS_FOLDER}/(\d{{6,}})\.json")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,38 +38,21 @@ class PlanFile:
     created: str
     """ISO 8601, UTC."""
     versions: dict[str, str]
+    chunk_units: int
+    """Units in a chunk of the planned columns; the same in all plans of a store."""
     schema_version: int = SCHEMA_VERSION
 
     @classmethod
-    def new(cls, *, identity: Identity, plan: Plan, job: Mapping[str, Any]) -> PlanFile:
-        """The plan file of a store that begins now, with this process's libraries."""
+    def new(cls, *, identity: Identity, plan: Plan, job: Mapping[str, Any], chunk_units: int | None = None) -> PlanFile:
+        """A plan that is made now, with this process's libraries. `chunk_units` is the store's; None = it begins with this plan."""
         return cls(
             plan=plan,
             identity=identity.as_dict(),
             job=dict(job),
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             versions={"persona_ray": persona_ray.__version__, "zarr": version("zarr"), "python": platform.python_version()},
+            chunk_units=_chunk_units(plan) if chunk_units is None else chunk_units,
         )
-
-    @property
-    def layers(self) -> tuple[int, ...]:
-        """Captured decoder blocks, in the order of the layer dim."""
-        return tuple(self.identity["layers"])
-
-    @property
-    def hidden_size(self) -> int:
-        """Model width."""
-        return int(self.identity["hidden_size"])
-
-    @property
-    def identity_digest(self) -> str:
-        """SHA-256, equal to `Identity.digest`."""
-        return digest_of(self.identity)
-
-    @property
-    def plan_digest(self) -> str:
-        """SHA-256 over rows, codes and unit borders."""
-        return digest_of(_plan_as_dict(self.plan))
 
     def to_bytes(self) -> bytes:
         """JSON."""
@@ -74,7 +62,8 @@ class PlanFile:
             "identity": self.identity,
             "job": self.job,
             "versions": self.versions,
-            "plan": _plan_as_dict(self.plan),
+            "chunk_units": self.chunk_units,
+            "plan": plan_as_dict(self.plan),
         }
         return json.dumps(document, allow_nan=False).encode()
 
@@ -88,27 +77,39 @@ class PlanFile:
                 raise InputError(
                     f"{where}: has schema {schema_version}, and this persona_ray reads up to {SCHEMA_VERSION}; update persona_ray"
                 )
+            plan = _plan_of_dict(document["plan"])
             return cls(
-                plan=_plan_of_dict(document["plan"]),
+                plan=plan,
                 identity=document["identity"],
                 job=document["job"],
                 created=document["created"],
                 versions=document["versions"],
+                chunk_units=document.get("chunk_units") or _chunk_units(plan, FIRST_CHUNK_ROWS),
                 schema_version=schema_version,
             )
         except (KeyError, TypeError, IndexError, json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise IntegrityError(f"{where}: {PLAN_KEY} is damaged ({error!r})") from error
+            raise IntegrityError(f"{where}: damaged plan ({error!r})") from error
 
 
-def read_plan_file(backend: Backend) -> PlanFile:
-    """The plan file of the store at `backend`. Raises InputError if there is no store."""
-    data = backend.get_or_none(PLAN_KEY)
-    if data is None:
-        raise InputError(f"{backend.url}: no persona_ray store here ({PLAN_KEY} is missing); check the path or URL")
-    return PlanFile.from_bytes(data, backend.url)
+def plan_key(number: int) -> str:
+    """Where plan `number` is."""
+    return f"{PLANS_FOLDER}/{number:06d}.json"
 
 
-def _plan_as_dict(plan: Plan) -> dict[str, Any]:
+def number_of_plan_key(key: str) -> int | None:
+    """The reverse; None if `key` is no plan's."""
+    match = _PLAN_KEY.fullmatch(key)
+    return int(match.group(1)) if match else None
+
+
+def _chunk_units(plan: Plan, chunk_rows: int = PLANNED_CHUNK_ROWS) -> int:
+    """About equal chunks of whole units, so that a further plan on a chunk border wastes little behind this one."""
+    num_chunks = max(1, -(-plan.num_units * plan.unit_rows // max(chunk_rows, plan.unit_rows)))
+    return -(-plan.num_units // num_chunks)
+
+
+def plan_as_dict(plan: Plan) -> dict[str, Any]:
+    """Plain JSON values, in columns."""
     codes = {name: code for code, name in enumerate(plan.archetypes)}
     return {
         "first_unit": plan.first_unit,
@@ -120,6 +121,7 @@ def _plan_as_dict(plan: Plan) -> dict[str, Any]:
         "question": [key.question for key in plan.keys],
         "sample": [key.sample for key in plan.keys],
         "turn": [key.turn for key in plan.keys],
+        "text_digest": list(plan.text_digests),
     }
 
 
@@ -132,4 +134,5 @@ def _plan_of_dict(columns: Mapping[str, Any]) -> Plan:
         keys=tuple(RowKey(names[code], *rest) for code, *rest in rows),
         unit_rows=columns["unit_rows"],
         first_unit=columns["first_unit"],
+        text_digests=tuple(columns.get("text_digest", ())),
     )

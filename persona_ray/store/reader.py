@@ -4,103 +4,204 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import zarr
 
 from persona_ray.errors import InputError, IntegrityError
-from persona_ray.spec import NOT_SCORED, Float32, Plan, Reduced, Rollout, ScoredRows
+from persona_ray.spec import NOT_SCORED, Float32, Reduced, Rollout, RunCounts, ScoredRows
 from persona_ray.store.address import absolute_url, open_backend
+from persona_ray.store.ahead import read_ahead
+from persona_ray.store.arrays import read_rows
 from persona_ray.store.backend import METADATA_NAME
 from persona_ray.store.encoding import decode_unit
-from persona_ray.store.layout import ArraySpec, parquet_key, planned_columns, unit_arrays, unit_chunk_key, unit_slice
-from persona_ray.store.ledger import Ledger
+from persona_ray.store.info import store_info
+from persona_ray.store.layout import ArraySpec, activations_name, chunk_key, parquet_key, planned_columns, score_array, unit_arrays
+from persona_ray.store.ledger import Ledger, count_rows
 from persona_ray.store.marker import Marker
-from persona_ray.store.plan_file import PlanFile, read_plan_file
+from persona_ray.store.plans import Plans, read_plans
 from persona_ray.store.reduced import LATEST_REDUCED_KEY, read_reduced
-from persona_ray.store.scores import LATEST_SCORES_KEY, score_array
+from persona_ray.store.rows import Rows
+from persona_ray.store.scores import LATEST_SCORES_KEY
+from persona_ray.store.snapshot import Snapshot, keep_view, read_view
 from persona_ray.store.text import decode_rollouts
 
-READ_CONCURRENCY = 32
-"""A layer is one small read per unit: at zarr's default of 10 most of the time is waiting."""
+AHEAD_BYTES = 512_000_000
+"""What is read and decoded before it is asked for, at most; but always one unit."""
+MAX_AHEAD = 8
 
 
-def open_store(url: str) -> StoreReader:
-    """The store at `url`, read-only. Raises InputError if there is none."""
-    return StoreReader(url)
+def open_store(url: str, at: str | None = None) -> StoreReader:
+    """The store at `url`, read-only; `at`: as it was when its ledger had that digest. Raises InputError if there is none."""
+    return StoreReader(url, at)
 
 
 class StoreReader:
-    """A store that is there. Pickles as its URL."""
+    """A store that is there. Pickles as its URL and state."""
 
-    def __init__(self, url: str) -> None:
-        """Reads the plan file, nothing else. Raises InputError if there is no store."""
+    def __init__(self, url: str, at: str | None = None) -> None:
+        """Reads the plans, and the state `at` if one is asked for; nothing else. Raises InputError if there is no store."""
         self.url = absolute_url(url)
+        self.at = at
         self._backend = open_backend(self.url)
-        self._header: PlanFile = read_plan_file(self._backend)
-        self._arrays = unit_arrays(self._header)
-        self._archetype_N = planned_columns(self._header.plan)["archetype"].astype(np.int32)
-        self.ledger = Ledger(self.url)
-        """Which units exist."""
+        self._view = None if at is None else self._state(at)
+        self._ledgers: list[Ledger] = []
+        self._set_plans(read_plans(self._backend))
 
-    def __reduce__(self) -> tuple[type[StoreReader], tuple[str]]:
-        """Travels as its URL; connections do not travel."""
-        return StoreReader, (self.url,)
+    def __reduce__(self) -> tuple[type[StoreReader], tuple[str, str | None]]:
+        """Travels as its URL and state; connections do not travel."""
+        return StoreReader, (self.url, self.at)
+
+    # ---- what it is
+
+    @property
+    def plans(self) -> Plans:
+        """What was asked for, as of the last look: `refresh` looks again."""
+        return self._plans
 
     @property
     def identity(self) -> dict[str, Any]:
         """`Identity.as_dict()` of the store."""
-        return self._header.identity
+        return self._plans.identity
 
     @property
     def job(self) -> dict[str, Any]:
         """The job that began the store, as plain JSON values."""
-        return self._header.job
+        return self._plans.first.job
 
     @property
-    def plan(self) -> Plan:
-        """What was asked for."""
-        return self._header.plan
+    def archetypes(self) -> tuple[str, ...]:
+        """Names; the position is the code."""
+        return self._plans.archetypes
+
+    @property
+    def default_archetypes(self) -> tuple[str, ...]:
+        """Those that are the default Assistant."""
+        return self._plans.default_archetypes
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Captured decoder blocks, rising, from all sets of layers."""
+        return self._plans.layers
+
+    @property
+    def hidden_size(self) -> int:
+        """Model width."""
+        return self._plans.hidden_size
 
     @property
     def attributes(self) -> dict[str, Any]:
         """Attributes of the root group."""
         return dict(json.loads(self._backend.get(METADATA_NAME))["attributes"])
 
+    @property
+    def ledger(self) -> Ledger:
+        """Which units exist."""
+        return self._ledgers[0]
+
+    def refresh(self) -> None:
+        """Take in plans and sets of layers that were added since."""
+        self._set_plans(read_plans(self._backend))
+
+    # ---- which rows there are
+
+    def units(self, layers: Sequence[int] | None = None, at: Snapshot | None = None) -> tuple[int, ...]:
+        """Units that are committed with all of `layers` (None: those that the store began with), rising.
+
+        As the ledger was in the state `at`; None: now, by one listing for each set of layers.
+        """
+        wanted = self._plans.layer_sets[0] if layers is None else layers
+        sets = sorted({0, *self._places(wanted)})
+        committed = [self._ledgers[number].committed() if at is None else frozenset(at.markers[number]) for number in sets]
+        return tuple(sorted(frozenset.intersection(*committed)))
+
+    def snapshot(self) -> Snapshot:
+        """The state of the ledger now; of a store opened at a state, that one."""
+        return self._view or Snapshot.of([ledger.marker_bytes() for ledger in self._ledgers])
+
+    def cite(self) -> str:
+        """Keep the state of now, so that `open_store(url, at=...)` finds it for ever; answers its digest. Writes one object."""
+        return self.keep(self.snapshot())
+
+    def keep(self, snapshot: Snapshot) -> str:
+        """`cite` for a state that was taken before."""
+        return keep_view(self._backend, snapshot)
+
+    def counts(self, rows: Iterable[int] | None = None) -> RunCounts:
+        """Rows asked for (of all plans, or `rows` alone), stored, and refused with their reasons."""
+        markers = self.ledger.markers()
+        if any(unit not in self._plans for unit in markers):
+            self.refresh()
+        wanted = (row for unit in self._plans.units for row in self._plans.rows(unit)) if rows is None else rows
+        return count_rows(self._plans, markers, wanted)
+
+    def markers(self) -> list[dict[int, Marker]]:
+        """For each set of layers: unit -> its marker, by rising unit."""
+        return [ledger.markers() for ledger in self._ledgers]
+
+    def rows(self, layers: Sequence[int] | None = None) -> Rows:
+        """All committed, stored rows (with all of `layers`), to pick from; reads markers, no numbers.
+
+        Raises InputError for a layer that was not captured.
+        """
+        wanted = tuple(self._plans.layer_sets[0] if layers is None else layers)
+        columns_N = planned_columns(self._plans)
+        rows_N = self._stored_rows(wanted)
+        picked = {name: values[rows_N] for name, values in columns_N.items() if name != "rollout"}
+        return Rows(self, wanted, rows_N, picked)
+
+    def select(self, *, layers: Sequence[int] | None = None, **wanted: Any) -> Rows:
+        """`rows(layers).where(**wanted)`."""
+        return self.rows(layers).where(**wanted)
+
+    # ---- text and numbers
+
     def rollouts(self, units: Sequence[int]) -> Iterator[tuple[Rollout, ...]]:
         """The units' text, refused rows included. Raises IntegrityError for a unit without text."""
-        for unit in units:
-            key = parquet_key(unit)
-            yield decode_rollouts(self._backend.get(key), f"{self.url}: {key}")
+        yield from read_ahead(self._text, units, MAX_AHEAD)
 
-    def scored_rows(self, units: Sequence[int], scores: str | None) -> Iterator[ScoredRows]:
-        """The units' committed, stored rows with the scores of judge `scores` (None: -1 everywhere).
+    def scored_rows(self, units: Sequence[int], scores: str | None, layers: Sequence[int] | None = None) -> Iterator[ScoredRows]:
+        """The units' committed, stored rows with the scores of judge `scores` (None: -1 everywhere), for one pass over a store.
 
-        A unit that is not committed gives nothing. Each unit is one read of all layers. Raises IntegrityError for damage.
+        `layers`: which, in which order (None: those that the store began with). A unit that is not committed gives nothing. Each
+        unit is one read of a whole object for each set of layers, and the next ones are read meanwhile. Raises IntegrityError for damage.
         """
-        for unit in units:
-            marker = self.ledger.marker(unit)
-            if marker is not None:
-                yield self._scored_unit(unit, marker, scores)
+        wanted = tuple(self._plans.layer_sets[0] if layers is None else layers)
+        units_rows = read_ahead(partial(self._scored_unit, scores=scores, layers=wanted), units, self._depth(wanted))
+        yield from (rows for rows in units_rows if rows is not None)
 
     def layer(self, layer: int) -> tuple[npt.NDArray[np.int64], Float32]:
         """All committed, stored rows of decoder block `layer`: row indices (N,), activations (N, D) float32.
 
         Raises InputError if the layer was not captured.
         """
-        if layer not in self._header.layers:
-            raise InputError(f"{self.url}: layer {layer} was not captured; there are {list(self._header.layers)}")
-        rows_N = self._stored_rows()
-        array = zarr.open_array(self._backend.zarr_store(), path="activations", mode="r")
-        with zarr.config.set({"async.concurrency": READ_CONCURRENCY}):
-            values_RD = np.asarray(array[:, self._header.layers.index(layer), :])
-        values_ND = values_RD[rows_N]
-        self._check_finite(values_ND, rows_N)
-        return rows_N, values_ND
+        rows = self.rows([layer])
+        return rows.rollout_N, rows.layer(layer)
+
+    def activations(self, rows_N: npt.NDArray[np.int64], layers: Sequence[int]) -> Float32:
+        """(N, L, D) of committed, stored rows (rising), layers in the order asked for. Raises IntegrityError for one that is NaN."""
+        by_set = self._places(layers)
+        values_NLD = np.empty((len(rows_N), len(layers), self.hidden_size), dtype=np.float32)
+        for layer_set, places in by_set.items():
+            spec = self._arrays[activations_name(layer_set)]
+            there_L = np.array([place for _, place in places], dtype=np.int64)
+            order = np.argsort(there_L)
+            found_NLD = read_rows(self._backend.zarr_store(), spec, rows_N, there_L[order]) if len(rows_N) else values_NLD[:, : len(places)]
+            values_NLD[:, [places[i][0] for i in order.tolist()]] = found_NLD
+        self._check_finite(values_NLD, rows_N)
+        return values_NLD
+
+    def scores(self, name: str | None, rows_N: npt.NDArray[np.int64]) -> npt.NDArray[np.int8]:
+        """(N,) scores of rows (rising) by judge `name`; -1 where there is none."""
+        if name is None or not len(rows_N):
+            return np.full(len(rows_N), NOT_SCORED, dtype=np.int8)
+        return read_rows(self._backend.zarr_store(), score_array(self._plans, name), rows_N).astype(np.int8)
+
+    # ---- what was concluded
 
     def latest_scores(self) -> str | None:
         """Name of the judge in force."""
@@ -112,7 +213,7 @@ class StoreReader:
 
     def scored_units(self, name: str) -> frozenset[int]:
         """Units that judge `name` has scored; one listing."""
-        chunk = re.compile(rf"{re.escape(score_array(self.plan, name).name)}/c/(\d+)")
+        chunk = re.compile(rf"{re.escape(score_array(self._plans, name).name)}/c/(\d+)")
         matches = (chunk.fullmatch(key) for key in self._backend.list_keys(f"scores/{name}/score"))
         return frozenset(int(match.group(1)) for match in matches if match)
 
@@ -121,63 +222,109 @@ class StoreReader:
         return read_reduced(self._backend, name)
 
     def info(self) -> dict[str, Any]:
-        """What the store holds right now, as plain JSON values. Sizes in bytes."""
-        markers = self.ledger.markers()
-        counts = self.ledger.counts()
-        latest_scores = self.latest_scores()
-        return {
-            "url": self.url,
-            "name": self.job.get("name"),
-            "model": {name: self.identity[f"model_{name}"] for name in ("id", "revision")},
-            "dtype": {"model": self.identity["dtype"], "store": self.identity["store_dtype"]},
-            "layers": list(self._header.layers),
-            "hidden_size": self._header.hidden_size,
-            "archetypes": list(self.plan.archetypes),
-            "default_archetypes": list(self.plan.default_archetypes),
-            "units": {"planned": self.plan.num_units, "committed": len(markers), "rows": self.plan.unit_rows},
-            "rows": {"asked": counts.asked, "stored": counts.stored, "refused": counts.refused, "reasons": counts.reasons},
-            "scores": {"latest": latest_scores, "units": len(self.scored_units(latest_scores)) if latest_scores else 0},
-            "reduced": {"latest": self.latest_reduced()},
-            "bytes": sum(marker.num_bytes for marker in markers.values()),
-            "created": self._header.created,
-            "last_commit": max((marker.created for marker in markers.values()), default=None),
-            "identity_digest": self._header.identity_digest,
-            "plan_digest": self._header.plan_digest,
-            "ledger_digest": self.ledger.digest(),
-            "schema_version": self._header.schema_version,
-            "versions": self._header.versions,
-        }
+        """What the store holds right now, as plain JSON values: see `store.info`."""
+        return store_info(self)
 
-    def _scored_unit(self, unit: int, marker: Marker, scores: str | None) -> ScoredRows:
-        rows = unit_slice(self.plan, unit)
-        rows_R = np.array([row for row in range(rows.start, rows.stop) if row not in marker.refused], dtype=np.int64)
-        places_R = rows_R - rows.start
-        activations_RLD = self._unit_values(self._arrays["activations"], unit)[places_R]
+    # ---- how
+
+    def _set_plans(self, plans: Plans) -> None:
+        self._plans = plans
+        self._arrays = unit_arrays(plans)
+        self._archetype_N = planned_columns(plans)["archetype"].astype(np.int32)
+        num_sets = len(plans.layer_sets) if self._view is None else min(len(plans.layer_sets), len(self._view.markers))
+        self._ledgers += [Ledger(self.url, layer_set, self._view) for layer_set in range(len(self._ledgers), num_sets)]
+
+    def _state(self, digest: str) -> Snapshot:
+        """Also the state of now, which nobody needs to have kept."""
+        try:
+            return read_view(self._backend, digest)
+        except InputError:
+            plans = read_plans(self._backend)
+            now = Snapshot.of([Ledger(self.url, layer_set).marker_bytes() for layer_set in range(len(plans.layer_sets))])
+            if now.digest != digest:
+                raise
+            return now
+
+    def _places(self, layers: Sequence[int]) -> dict[int, list[tuple[int, int]]]:
+        """Set of layers -> (place in `layers`, place in the set's array) of each that it has. Raises InputError."""
+        found: dict[int, list[tuple[int, int]]] = {}
+        sets = self._plans.layer_sets[: len(self._ledgers)]
+        for place, layer in enumerate(layers):
+            layer_set = next((number for number, has in enumerate(sets) if layer in has), None)
+            if layer_set is None:
+                raise InputError(f"{self.url}: layer {layer} was not captured; there are {list(self.layers)}")
+            found.setdefault(layer_set, []).append((place, sets[layer_set].index(layer)))
+        return found
+
+    def _depth(self, layers: Sequence[int]) -> int:
+        unit_bytes = 4 * self._plans.unit_rows * len(layers) * self.hidden_size
+        return int(np.clip(AHEAD_BYTES // max(1, unit_bytes), 1, MAX_AHEAD))
+
+    def _text(self, unit: int) -> tuple[Rollout, ...]:
+        key = parquet_key(unit)
+        return decode_rollouts(self._backend.get(key), f"{self.url}: {key}")
+
+    def _markers(self, unit: int, layers: Sequence[int]) -> list[Marker] | None:
+        """The unit's markers for all of `layers`; None if one is not there (yet)."""
+        markers = [self._ledgers[layer_set].marker(unit) for layer_set in sorted({0, *self._places(layers)})]
+        found = [marker for marker in markers if marker is not None]
+        return found if len(found) == len(markers) else None
+
+    def _scored_unit(self, unit: int, scores: str | None, layers: Sequence[int]) -> ScoredRows | None:
+        markers = self._markers(unit, layers)
+        if markers is None:
+            return None
+        if unit not in self._plans:
+            self.refresh()
+        first = unit * self._plans.unit_rows
+        rows_R = _stored(self._plans.rows(unit), markers)
+        places_R = rows_R - first
+        activations_RLD = self._unit_activations(unit, layers)
+        if len(places_R) < len(activations_RLD):
+            activations_RLD = activations_RLD[places_R]
         self._check_finite(activations_RLD, rows_R)
         return ScoredRows(
             rollout_R=rows_R,
             archetype_R=self._archetype_N[rows_R],
-            score_R=self._scores(unit, scores)[places_R],
+            score_R=self._unit_scores(unit, scores)[places_R],
             activations_RLD=activations_RLD,
         )
 
-    def _scores(self, unit: int, name: str | None) -> npt.NDArray[np.int8]:
+    def _unit_activations(self, unit: int, layers: Sequence[int]) -> Float32:
+        """(unit_rows, L, D), padding and refused rows included."""
+        by_set = self._places(layers)
+        if len(by_set) == 1:
+            ((layer_set, places),) = by_set.items()
+            values_RLD = self._unit_values(self._arrays[activations_name(layer_set)], unit)
+            there = [place for _, place in places]
+            is_whole = there == list(range(values_RLD.shape[1]))
+            return values_RLD if is_whole else values_RLD[:, there]  # the whole set is what a reducer reads: no copy
+        joined_RLD = np.empty((self._plans.unit_rows, len(layers), self.hidden_size), dtype=np.float32)
+        for layer_set, places in by_set.items():
+            values_RLD = self._unit_values(self._arrays[activations_name(layer_set)], unit)
+            joined_RLD[:, [place for place, _ in places]] = values_RLD[:, [there for _, there in places]]
+        return joined_RLD
+
+    def _unit_scores(self, unit: int, name: str | None) -> npt.NDArray[np.int8]:
         """Of the whole unit; -1 where the judge has not spoken."""
-        spec = None if name is None else score_array(self.plan, name)
-        if spec is None or self._backend.get_or_none(unit_chunk_key(spec, unit)) is None:
-            return np.full(self.plan.unit_rows, NOT_SCORED, dtype=np.int8)
-        return self._unit_values(spec, unit)
+        spec = None if name is None else score_array(self._plans, name)
+        data = None if spec is None else self._backend.get_or_none(chunk_key(spec, unit))
+        if spec is None or data is None:
+            return np.full(self._plans.unit_rows, NOT_SCORED, dtype=np.int8)
+        return decode_unit(spec, data, f"{self.url}: {chunk_key(spec, unit)}")
 
     def _unit_values(self, spec: ArraySpec, unit: int) -> npt.NDArray[Any]:
-        key = unit_chunk_key(spec, unit)
+        key = chunk_key(spec, unit)
         return decode_unit(spec, self._backend.get(key), f"{self.url}: {key}")
 
-    def _stored_rows(self) -> npt.NDArray[np.int64]:
-        rows: list[int] = []
-        for unit, marker in self.ledger.markers().items():
-            of_unit = unit_slice(self.plan, unit)
-            rows += [row for row in range(of_unit.start, of_unit.stop) if row not in marker.refused]
-        return np.array(rows, dtype=np.int64)
+    def _stored_rows(self, layers: Sequence[int]) -> npt.NDArray[np.int64]:
+        """Rising."""
+        by_set = [self._ledgers[layer_set].markers() for layer_set in sorted({0, *self._places(layers)})]
+        units = sorted(frozenset.intersection(*(frozenset(markers) for markers in by_set)))
+        if any(unit not in self._plans for unit in units):
+            self.refresh()
+        rows = [_stored(self._plans.rows(unit), [markers[unit] for markers in by_set]) for unit in units]
+        return np.concatenate([np.empty(0, dtype=np.int64), *rows])
 
     def _check_finite(self, values: Float32, rows_N: npt.NDArray[np.int64]) -> None:
         """A missing object reads as NaN; a committed row never is."""
@@ -186,12 +333,18 @@ class StoreReader:
             first = int(rows_N[np.argmax(is_broken_N)])
             raise IntegrityError(
                 f"{self.url}: {int(is_broken_N.sum())} committed rows hold NaN or Inf (first: row {first}, "
-                f"unit {first // self.plan.unit_rows:06d}); was an object deleted?"
+                f"unit {self._plans.unit_of(first):06d}); was an object deleted?"
             )
 
     def _latest(self, key: str) -> str | None:
         data = self._backend.get_or_none(key)
         return None if data is None else str(json.loads(data)["name"])
+
+
+def _stored(rows: range, markers: Sequence[Marker]) -> npt.NDArray[np.int64]:
+    """Those of `rows` that no marker refuses."""
+    refused = {row for marker in markers for row in marker.refused}
+    return np.array([row for row in rows if row not in refused], dtype=np.int64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +354,9 @@ class StoredRows:
     url: str
     scores: str | None
     """Name of the judge whose scores come along."""
+    layers: tuple[int, ...] | None = None
+    """Which, in which order; None: those that the store began with."""
 
     def __call__(self, units: Sequence[int]) -> Iterator[ScoredRows]:
         """The units' committed, stored rows, in the order asked for."""
-        return open_store(self.url).scored_rows(units, self.scores)
+        return open_store(self.url).scored_rows(units, self.scores, self.layers)

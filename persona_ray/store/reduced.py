@@ -17,8 +17,9 @@ from persona_ray.errors import InputError, IntegrityError, StateError
 from persona_ray.spec import Reduced
 from persona_ray.store.address import open_backend
 from persona_ray.store.backend import METADATA_NAME, Backend
-from persona_ray.store.encoding import array_objects, consolidate, group_document
+from persona_ray.store.encoding import array_objects, group_document
 from persona_ray.store.layout import ArraySpec, archetype_flags, coordinate, layer_aliases
+from persona_ray.store.metadata import settle
 from persona_ray.store.scores import checked_name
 
 LATEST_REDUCED_KEY = "reduced/latest.json"
@@ -75,7 +76,7 @@ def publish_reduced(url: str, name: str) -> None:
     if backend.get_or_none(f"{_folder(name)}/{METADATA_NAME}") is None:
         raise StateError(f"{backend.url}: there is no result {name} to publish")
     backend.replace(LATEST_REDUCED_KEY, json.dumps({"name": name}).encode())
-    consolidate(backend)
+    settle(backend)
 
 
 def write_note(url: str, name: str, key: str, value: Mapping[str, Any]) -> None:

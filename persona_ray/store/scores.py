@@ -17,12 +17,13 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from persona_ray.errors import InputError, IntegrityError, StateError
-from persona_ray.spec import NOT_SCORED, Judgement, Plan, Rollout
+from persona_ray.spec import NOT_SCORED, Judgement, Rollout
 from persona_ray.store.address import absolute_url, open_backend
 from persona_ray.store.backend import METADATA_NAME, Backend
-from persona_ray.store.encoding import array_objects, consolidate, encode_unit, group_document
-from persona_ray.store.layout import ArraySpec, padded_rows, unit_chunk_key, unit_slice
-from persona_ray.store.plan_file import read_plan_file
+from persona_ray.store.encoding import array_document, encode_unit, group_document
+from persona_ray.store.layout import chunk_key, score_array
+from persona_ray.store.metadata import settle
+from persona_ray.store.plans import Plans, read_plans
 from persona_ray.store.text import decode_table, encode_table
 
 LATEST_SCORES_KEY = "scores/latest.json"
@@ -40,6 +41,7 @@ class ScoreWriter:
         self.url = absolute_url(url)
         self.judge_name = checked_name(judge_name)
         self.settings = dict(settings)
+        self._known: Plans | None = None
 
     def __reduce__(self) -> tuple[type[ScoreWriter], tuple[str, str, dict[str, Any]]]:
         """Travels as its arguments; connections do not travel."""
@@ -47,30 +49,36 @@ class ScoreWriter:
 
     def write(self, unit: int, rollouts: Sequence[Rollout], judgements: Sequence[Judgement]) -> None:
         """Judgements of the unit's rows, in order. Raises IntegrityError if they are not the unit's, or a score is not -1..3."""
-        backend, plan, spec = self._open
-        if unit not in plan.units:
-            raise IntegrityError(f"{self.url}: unit {unit:06d} is not in the plan, which has {plan.num_units} units")
-        rows = unit_slice(plan, unit)
+        plans = self._plans(unit)
+        backend, spec = self._backend, score_array(plans, self.judge_name)
+        rows = plans.rows(unit)
         _check_judgements(unit, rows, rollouts, judgements)
         key = raw_key(self.judge_name, unit)
         data = _encode_raw(rollouts, judgements)
         if not backend.create_once(key, data).is_ours:
             data = backend.get(key)
-        scores_R = np.full(plan.unit_rows, NOT_SCORED, dtype=np.int8)
-        scores_R[: rows.stop - rows.start] = decode_table(data, f"{self.url}: {key}").column("score").to_numpy()
-        backend.create_once(unit_chunk_key(spec, unit), encode_unit(spec, scores_R))
+        scores_R = np.full(plans.unit_rows, NOT_SCORED, dtype=np.int8)
+        scores_R[: len(rows)] = decode_table(data, f"{self.url}: {key}").column("score").to_numpy()
+        backend.create_once(chunk_key(spec, unit), encode_unit(spec, scores_R))
+
+    def _plans(self, unit: int) -> Plans:
+        """Plans that have the unit: another run may have added one since."""
+        if self._known is None or unit not in self._known:
+            self._known = read_plans(self._backend)
+        if unit not in self._known:
+            raise IntegrityError(f"{self.url}: unit {unit:06d} is in no plan")
+        return self._known
 
     @cached_property
-    def _open(self) -> tuple[Backend, Plan, ArraySpec]:
+    def _backend(self) -> Backend:
         backend = open_backend(self.url)
-        plan = read_plan_file(backend).plan
-        spec = score_array(plan, self.judge_name)
+        spec = score_array(read_plans(backend), self.judge_name)
         if backend.get_or_none(f"{spec.name}/{METADATA_NAME}") is None:
             backend.replace(f"scores/{METADATA_NAME}", group_document({}))
             settings = group_document({"judge": self.judge_name, "settings": self.settings})
             backend.replace(f"scores/{self.judge_name}/{METADATA_NAME}", settings)
-            backend.create_all(array_objects(spec))
-        return backend, plan, spec
+            backend.create_all({f"{spec.name}/{METADATA_NAME}": array_document(spec)})
+        return backend
 
 
 def publish_scores(url: str, name: str) -> None:
@@ -79,20 +87,7 @@ def publish_scores(url: str, name: str) -> None:
     if backend.get_or_none(f"scores/{checked_name(name)}/{METADATA_NAME}") is None:
         raise StateError(f"{backend.url}: there are no scores by {name} to publish")
     backend.replace(LATEST_SCORES_KEY, json.dumps({"name": name}).encode())
-    consolidate(backend)
-
-
-def score_array(plan: Plan, name: str) -> ArraySpec:
-    """The array of judge `name`."""
-    return ArraySpec(
-        name=f"scores/{name}/score",
-        dims=("rollout",),
-        shape=(padded_rows(plan),),
-        dtype="int8",
-        fill=NOT_SCORED,
-        chunks=(plan.unit_rows,),
-        attributes={"long_name": "how far the answer is in its role, 0 (not at all) to 3 (fully); -1: not scored", "units": "1"},
-    )
+    settle(backend)
 
 
 def raw_key(name: str, unit: int) -> str:
@@ -107,8 +102,8 @@ def checked_name(name: str) -> str:
     return name
 
 
-def _check_judgements(unit: int, rows: slice, rollouts: Sequence[Rollout], judgements: Sequence[Judgement]) -> None:
-    if [rollout.index for rollout in rollouts] != list(range(rows.start, rows.stop)) or len(judgements) != len(rollouts):
+def _check_judgements(unit: int, rows: range, rollouts: Sequence[Rollout], judgements: Sequence[Judgement]) -> None:
+    if [rollout.index for rollout in rollouts] != list(rows) or len(judgements) != len(rollouts):
         raise IntegrityError(
             f"unit {unit:06d}: {len(judgements)} judgements of {len(rollouts)} rollouts are not "
             f"one for each of rows {rows.start} to {rows.stop - 1}"

@@ -1,4 +1,4 @@
-"""The words of a verification, and the store as one listing showed it. Values; reads the plan file, the listing and the quarantine."""
+"""The words of a verification, and the store as one listing showed it. Values; reads the plans, the listing and the quarantine."""
 
 from __future__ import annotations
 
@@ -7,10 +7,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from persona_ray.store.backend import Backend
-from persona_ray.store.layout import UNIT_COLUMNS, ArraySpec, parquet_key, unit_arrays, unit_chunk_key
-from persona_ray.store.plan_file import PlanFile, read_plan_file
+from persona_ray.store.layout import (
+    UNIT_COLUMNS,
+    ArraySpec,
+    activations_name,
+    chunk_key,
+    committed_name,
+    parquet_key,
+    score_array,
+    unit_arrays,
+)
+from persona_ray.store.plans import Plans, read_plans
 from persona_ray.store.quarantine import condemned_objects
-from persona_ray.store.scores import raw_key, score_array
+from persona_ray.store.scores import raw_key
 
 
 class Kind(enum.StrEnum):
@@ -59,7 +68,7 @@ class Survey:
     """What is there, and what units must be."""
 
     backend: Backend
-    header: PlanFile
+    plans: Plans
     arrays: Mapping[str, ArraySpec]
     keys: frozenset[str]
     """Every object; more may have come since."""
@@ -69,24 +78,30 @@ class Survey:
 
     @classmethod
     def of(cls, backend: Backend) -> Survey:
-        """Raises InputError if there is no store, IntegrityError if its plan file cannot be read."""
-        header = read_plan_file(backend)
+        """Raises InputError if there is no store, IntegrityError if its plans cannot be read."""
         keys = frozenset(backend.list_keys(""))
+        plans = read_plans(backend)  # after the listing: so every unit that it shows is in a plan
         judges = {parts[1] for key in keys if len(parts := key.split("/")) > 3 and parts[0] == "scores"}
-        return cls(backend, header, unit_arrays(header), keys, tuple(sorted(judges)), condemned_objects(backend, keys))
+        return cls(backend, plans, unit_arrays(plans), keys, tuple(sorted(judges)), condemned_objects(backend, keys))
 
     def has(self, key: str) -> bool:
         """Whether it is there by now: a listing of a store that grows can show an object without one that was written before it."""
         return key in self.keys or self.backend.get_or_none(key) is not None
 
-    def own_keys(self, unit: int) -> tuple[str, ...]:
-        """Objects that the unit's marker names, in the order of writing."""
-        return (parquet_key(unit), *(unit_chunk_key(self.arrays[name], unit) for name in ("activations", *UNIT_COLUMNS)))
+    @property
+    def layer_sets(self) -> range:
+        """Numbers of the sets of layers; 0 is the one that the store began with."""
+        return range(len(self.plans.layer_sets))
 
-    def committed_key(self, unit: int) -> str:
+    def own_keys(self, unit: int, layer_set: int = 0) -> tuple[str, ...]:
+        """Objects that the unit's marker names, in the order of writing: text, numbers, and for set 0 the columns."""
+        names = (activations_name(layer_set), *(UNIT_COLUMNS if layer_set == 0 else ()))
+        return (parquet_key(unit), *(chunk_key(self.arrays[name], unit) for name in names))
+
+    def committed_key(self, unit: int, layer_set: int = 0) -> str:
         """The unit's part of the mask."""
-        return unit_chunk_key(self.arrays["committed"], unit)
+        return chunk_key(self.arrays[committed_name(layer_set)], unit)
 
     def score_keys(self, judge: str, unit: int) -> tuple[str, str]:
         """Raw answers and scores, in the order of writing."""
-        return raw_key(judge, unit), unit_chunk_key(score_array(self.header.plan, judge), unit)
+        return raw_key(judge, unit), chunk_key(score_array(self.plans, judge), unit)

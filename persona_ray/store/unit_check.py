@@ -17,9 +17,9 @@ import pyarrow as pa
 from persona_ray.errors import IntegrityError
 from persona_ray.spec import NOT_SCORED, Float32, Rollout, Status
 from persona_ray.store.encoding import decode_unit
-from persona_ray.store.layout import BF16_EXACT, ArraySpec, parquet_key, unit_chunk_key, unit_slice
+from persona_ray.store.layout import BF16_EXACT, ArraySpec, activations_name, chunk_key, committed_name, parquet_key, score_array
 from persona_ray.store.marker import Marker, marker_key
-from persona_ray.store.scores import MAX_SCORE, score_array
+from persona_ray.store.scores import MAX_SCORE
 from persona_ray.store.survey import Flaw, Kind, State, Survey, UnitReport
 from persona_ray.store.text import decode_rollouts, decode_table
 
@@ -31,12 +31,19 @@ MAX_SHOWN_ROWS = 5
 
 
 def check_unit(survey: Survey, unit: int) -> UnitReport:
-    """Read the unit's marker and objects, its `committed` chunk and its scores, and say what is wrong with them."""
+    """Read the unit's markers and objects, its `committed` chunks and its scores, and say what is wrong with them."""
     data = survey.backend.get_or_none(marker_key(unit))
-    check = _UnitCheck(survey, unit, data)
+    check = _UnitCheck(survey, unit, 0, data)
     check.run()
+    flaws = {flaw.key: flaw for flaw in check.flaws}
+    notes = _notes(survey, unit, data)
+    for layer_set in survey.layer_sets[1:]:
+        further = _UnitCheck(survey, unit, layer_set, survey.backend.get_or_none(marker_key(unit, layer_set)))
+        further.run()
+        flaws = {flaw.key: flaw for flaw in further.flaws} | flaws  # text that is wrong is said once
+        notes += _notes_of_further(survey, unit, layer_set, further.is_committed)
     refused = {} if check.marker is None else check.marker.refused
-    return UnitReport(unit, _state(check.flaws, is_committed=data is not None), tuple(check.flaws), refused, _notes(survey, unit, data))
+    return UnitReport(unit, _state([*flaws.values()], is_committed=data is not None), tuple(flaws.values()), refused, notes)
 
 
 def unreadable(error: BaseException, where: str) -> str:
@@ -65,17 +72,26 @@ def _notes(survey: Survey, unit: int, marker: bytes | None) -> tuple[str, ...]:
     return ()
 
 
-class _UnitCheck:
-    """The checks of one unit. Holds its text, and the bytes of one object at a time."""
+def _notes_of_further(survey: Survey, unit: int, layer_set: int, is_committed: bool) -> tuple[str, ...]:
+    is_behind = is_committed and survey.committed_key(unit, layer_set) not in survey.keys
+    return (f"mask of layer set {layer_set} behind: the next run adds its committed chunk",) if is_behind else ()
 
-    def __init__(self, survey: Survey, unit: int, marker: bytes | None) -> None:
+
+class _UnitCheck:
+    """The checks of one unit for one set of layers. Holds its text, and the bytes of one object at a time."""
+
+    def __init__(self, survey: Survey, unit: int, layer_set: int, marker: bytes | None) -> None:
         self.flaws: list[Flaw] = []
         self.marker: Marker | None = None
-        self._survey, self._unit, self._marker_bytes = survey, unit, marker
-        self._plan = survey.header.plan
-        self._rows = unit_slice(self._plan, unit)
-        self._num_rows = self._rows.stop - self._rows.start
-        self._where = survey.backend.url
+        self._survey, self._unit, self._layer_set, self._marker_bytes = survey, unit, layer_set, marker
+        self._rows = survey.plans.rows(unit)
+        self._num_rows = len(self._rows)
+        self._own = survey.own_keys(unit, layer_set)
+
+    @property
+    def is_committed(self) -> bool:
+        """Whether there is a marker, right or wrong."""
+        return self._marker_bytes is not None
 
     def run(self) -> None:
         """In the order of writing."""
@@ -83,18 +99,24 @@ class _UnitCheck:
             self.marker = self._read_marker(self._marker_bytes)
         text = self._text()
         is_refused_R = self._activations(text)
-        self._columns(text, is_refused_R)
+        if self._layer_set == 0:
+            self._columns(text, is_refused_R)
         if self.marker is None:
             self._orphans()
         self._committed()
-        for judge in self._survey.judges:
+        for judge in self._judges:
             self._scores(judge)
+
+    @property
+    def _judges(self) -> tuple[str, ...]:
+        """Scores are looked at once."""
+        return self._survey.judges if self._layer_set == 0 else ()
 
     # ---- marker and text
 
     def _read_marker(self, data: bytes) -> Marker | None:
         """None if nothing that it says can be believed."""
-        key = marker_key(self._unit)
+        key = marker_key(self._unit, self._layer_set)
         try:
             marker = Marker.from_bytes(data, key)
             problem = self._marker_problem(marker, data)
@@ -109,9 +131,9 @@ class _UnitCheck:
         if (marker.unit, marker.first_row, marker.num_rows) != (self._unit, self._rows.start, self._num_rows):
             found = f"unit {marker.unit}, {marker.num_rows} rows from {marker.first_row}"
             return f"speaks of {found}; the plan has {self._num_rows} rows from {self._rows.start}"
-        if tuple(marker.objects) != self._survey.own_keys(self._unit):
-            return f"names other objects than {', '.join(self._survey.own_keys(self._unit))}"
-        strangers = [row for row in marker.refused if row not in range(self._rows.start, self._rows.stop)]
+        if tuple(marker.objects) != self._own:
+            return f"names other objects than {', '.join(self._own)}"
+        strangers = [row for row in marker.refused if row not in self._rows]
         if strangers:
             return f"refuses rows that are not the unit's: {_shown(strangers)}"
         return None if marker.to_bytes() == data else "is not as it was written"
@@ -133,7 +155,7 @@ class _UnitCheck:
         return None
 
     def _text_problem(self, text: Sequence[Rollout]) -> str | None:
-        wanted = list(zip(range(self._rows.start, self._rows.stop), self._plan.keys[self._rows], strict=True))
+        wanted = list(zip(self._rows, self._survey.plans.keys(self._unit), strict=True))
         if [(rollout.index, rollout.key) for rollout in text] != wanted:
             return f"holds {len(text)} rows that are not the plan's rows {self._rows.start} to {self._rows.stop - 1} in order"
         outside = [line.index for line in text if not 0 <= line.response_start <= line.response_end <= len(line.token_ids)]
@@ -153,16 +175,16 @@ class _UnitCheck:
 
     def _activations(self, text: Sequence[Rollout] | None) -> Bools | None:
         """(R,): rows without numbers; None if neither marker nor numbers tell."""
-        spec = self._survey.arrays["activations"]
+        spec = self._survey.arrays[activations_name(self._layer_set)]
         values_RLD = self._decoded(spec)
-        by_marker_R = None if self.marker is None else np.isin(np.arange(self._rows.start, self._rows.stop), list(self.marker.refused))
+        by_marker_R = None if self.marker is None else np.isin(np.array(self._rows), list(self.marker.refused))
         if values_RLD is None:
             return by_marker_R
         is_nan_R = np.isnan(values_RLD).all(axis=(1, 2))
         problem = self._number_problem(values_RLD, is_nan_R, by_marker_R, text)
         if problem is None:
             return np.asarray(is_nan_R[: self._num_rows])
-        self._corrupt(unit_chunk_key(spec, self._unit), problem)
+        self._corrupt(chunk_key(spec, self._unit), problem)
         return by_marker_R
 
     def _number_problem(
@@ -181,7 +203,7 @@ class _UnitCheck:
         if is_refused_R is not None and (~is_nan_R & is_refused_R).any():
             return f"holds numbers in refused rows {self._named(~is_nan_R & is_refused_R)}"
         if (
-            self._survey.header.identity["store_dtype"] == BF16_EXACT
+            self._survey.plans.identity["store_dtype"] == BF16_EXACT
             and (values_RLD.view(np.uint32) & 0xFFFF)[np.isfinite(values_RLD)].any()
         ):
             return "holds numbers that are not bfloat16-exact"
@@ -203,8 +225,8 @@ class _UnitCheck:
 
     def _orphans(self) -> None:
         """Without a usable marker: what is there without what it was made from. The next run would take it for its own."""
-        text, activations, *columns = self._survey.own_keys(self._unit)
-        scores = [key for judge in self._survey.judges for key in self._survey.score_keys(judge, self._unit)]
+        text, activations, *columns = self._own
+        scores = [key for judge in self._judges for key in self._survey.score_keys(judge, self._unit)]
         for source, made in ((text, [activations, *columns, *scores]), (activations, columns)):
             known = {flaw.key for flaw in self.flaws}
             strays = [key for key in made if key in self._survey.keys and key not in known]
@@ -213,8 +235,8 @@ class _UnitCheck:
                     self._corrupt(key, f"was made from {source}, which is gone")
 
     def _committed(self) -> None:
-        spec = self._survey.arrays["committed"]
-        key = self._survey.committed_key(self._unit)
+        spec = self._survey.arrays[committed_name(self._layer_set)]
+        key = self._survey.committed_key(self._unit, self._layer_set)
         if key not in self._survey.keys:
             return
         if self._marker_bytes is None:
@@ -232,7 +254,7 @@ class _UnitCheck:
             return
         if not self._survey.has(raw_at):
             self._missing(raw_at, f"the answers behind {scores_at} are gone")
-        self._compare(score_array(self._plan, judge), raw_R, "the judge's answers")
+        self._compare(score_array(self._survey.plans, judge), raw_R, "the judge's answers")
 
     def _raw_scores(self, key: str) -> npt.NDArray[Any] | None:
         data = self._intact(key)
@@ -245,7 +267,7 @@ class _UnitCheck:
         except UNREADABLE as error:
             self._corrupt(key, unreadable(error, key))
             return None
-        if rows != list(range(self._rows.start, self._rows.stop)):
+        if rows != list(self._rows):
             self._corrupt(key, f"holds {len(rows)} answers that are not those of rows {self._rows.start} to {self._rows.stop - 1}")
             return None
         if ((scores_R < NOT_SCORED) | (scores_R > MAX_SCORE)).any():
@@ -264,11 +286,11 @@ class _UnitCheck:
         is_other_R[: self._num_rows] = False if expected_R is None else found_R[: self._num_rows] != expected_R
         if is_other_R.any():
             problem = f"differs from what {source} make{'s' if source.startswith('a ') else ''} of rows {self._named(is_other_R)}"
-            self._corrupt(unit_chunk_key(spec, self._unit), problem)
+            self._corrupt(chunk_key(spec, self._unit), problem)
 
     def _decoded(self, spec: ArraySpec) -> npt.NDArray[Any] | None:
         """(unit_rows, ...), padding included; check sums are compared on the way."""
-        key = unit_chunk_key(spec, self._unit)
+        key = chunk_key(spec, self._unit)
         data = self._intact(key)
         if data is None:
             return None

@@ -18,46 +18,52 @@ import numpy as np
 import numpy.typing as npt
 
 from persona_ray.errors import IntegrityError, StateError
-from persona_ray.spec import CapturedUnit, Float32, Plan, Rollout, Status
+from persona_ray.spec import CapturedUnit, Float32, Rollout, Status
 from persona_ray.store.address import absolute_url, open_backend
 from persona_ray.store.backend import Backend, StoredObject
 from persona_ray.store.encoding import decode_unit, encode_unit
-from persona_ray.store.layout import BF16_EXACT, UNIT_COLUMNS, ArraySpec, parquet_key, unit_arrays, unit_chunk_key, unit_slice
+from persona_ray.store.layout import (
+    ROUNDED,
+    UNIT_COLUMNS,
+    ArraySpec,
+    activations_name,
+    chunk_key,
+    committed_name,
+    parquet_key,
+    unit_arrays,
+)
 from persona_ray.store.marker import Marker, ObjectRecord, marker_key
-from persona_ray.store.plan_file import PlanFile, read_plan_file
+from persona_ray.store.plans import Plans, read_plans
 from persona_ray.store.text import decode_rollouts, encode_rollouts
 
 REFUSED_EARLIER = "refused by an earlier attempt at this unit"
 
 
 @dataclass(frozen=True, slots=True)
-class _Open:
-    """What a writer has in hand once it is used."""
+class _Known:
+    """The plans as they were last read, and what follows from them."""
 
-    backend: Backend
-    header: PlanFile
+    plans: Plans
     arrays: Mapping[str, ArraySpec]
-
-    @property
-    def plan(self) -> Plan:
-        return self.header.plan
 
 
 class UnitWriter:
     """`UnitSink` for the store at `url`, which `prepare_store` has made. Pickles as its URL and opens in the process that uses it."""
 
-    def __init__(self, url: str) -> None:
-        """Raises InputError if `url` cannot be one of a store."""
+    def __init__(self, url: str, layers: Sequence[int] | None = None) -> None:
+        """`layers`: a further set of layers, all of it; None: those that the store began with. Raises InputError for no store's URL."""
         self.url = absolute_url(url)
+        self._layers = None if layers is None else tuple(layers)
+        self._known: _Known | None = None
 
-    def __reduce__(self) -> tuple[type[UnitWriter], tuple[str]]:
+    def __reduce__(self) -> tuple[type[UnitWriter], tuple[str, tuple[int, ...] | None]]:
         """Travels as its URL; connections do not travel."""
-        return UnitWriter, (self.url,)
+        return UnitWriter, (self.url, self._layers)
 
     def read_rollouts(self, unit: int) -> tuple[Rollout, ...] | None:
         """The unit's text, if somebody has written it already."""
-        self._check_unit(unit)
-        data = self._open.backend.get_or_none(parquet_key(unit))
+        self._plans(unit)
+        data = self._backend.get_or_none(parquet_key(unit))
         return None if data is None else decode_rollouts(data, f"{self.url}: {parquet_key(unit)}")
 
     def write_rollouts(self, unit: int, rollouts: Sequence[Rollout]) -> tuple[Rollout, ...]:
@@ -65,9 +71,8 @@ class UnitWriter:
 
         Raises IntegrityError if `rollouts` are not exactly the unit's rows in order.
         """
-        self._check_unit(unit)
-        _check_rows(self._open.plan, unit, rollouts)
-        stored = self._open.backend.create_once(parquet_key(unit), encode_rollouts(rollouts))
+        _check_rows(self._plans(unit), unit, rollouts)
+        stored = self._backend.create_once(parquet_key(unit), encode_rollouts(rollouts))
         return tuple(rollouts) if stored.is_ours else self._stored_rollouts(unit)
 
     def commit(self, captured: CapturedUnit) -> None:
@@ -77,36 +82,52 @@ class UnitWriter:
         text is not the stored one.
         """
         unit = captured.index
-        self._check_unit(unit)
-        if self._open.backend.get_or_none(marker_key(unit)) is not None:
-            return
         self._check_captured(captured)
+        if self._backend.get_or_none(marker_key(unit, self.layer_set)) is not None:
+            return
         text = self._check_text(captured)
         reasons = _reasons(captured)
         activations_key, activations_RLD, stored = self._create_activations(unit, self._rounded(captured, reasons))
         is_refused_R = _holds_nan(activations_RLD[: len(captured.rollouts)])
-        objects = {parquet_key(unit): text, activations_key: stored, **self._create_columns(captured, is_refused_R)}
+        objects = {parquet_key(unit): text, activations_key: stored}
+        if self.layer_set == 0:
+            objects |= self._create_columns(captured, is_refused_R)
         refused = {
             rollout.index: reasons.get(rollout.index, REFUSED_EARLIER)
             for rollout, is_refused in zip(captured.rollouts, is_refused_R, strict=True)
             if is_refused
         }
         self._create_marker(captured, objects, refused)
-        self._create("committed", unit, np.ones(len(captured.rollouts), dtype=np.int8))
+        self._create(committed_name(self.layer_set), unit, np.ones(len(captured.rollouts), dtype=np.int8))
 
     @cached_property
-    def _open(self) -> _Open:
-        backend = open_backend(self.url)
-        header = read_plan_file(backend)
-        return _Open(backend, header, unit_arrays(header))
+    def layer_set(self) -> int:
+        """Number of the set of layers that is written."""
+        return 0 if self._layers is None else read_plans(self._backend).set_of(self._layers)
 
-    def _check_unit(self, unit: int) -> None:
-        if unit not in self._open.plan.units:
-            raise IntegrityError(f"{self.url}: unit {unit:06d} is not in the plan, which has {self._open.plan.num_units} units")
+    @cached_property
+    def _backend(self) -> Backend:
+        return open_backend(self.url)
+
+    def _plans(self, unit: int) -> Plans:
+        """Plans that have the unit. Another run may have added one since they were read."""
+        if self._known is None or unit not in self._known.plans:
+            plans = read_plans(self._backend)
+            self._known = _Known(plans, unit_arrays(plans))
+        if unit not in self._known.plans:
+            raise IntegrityError(f"{self.url}: unit {unit:06d} is in no plan; there are {self._known.plans.num_units} units")
+        return self._known.plans
+
+    def _array(self, name: str, unit: int) -> ArraySpec:
+        """The array as a plan that has `unit` makes it, never as an open handle remembers it."""
+        self._plans(unit)
+        assert self._known is not None
+        return self._known.arrays[name]
 
     def _check_captured(self, captured: CapturedUnit) -> None:
-        _check_rows(self._open.plan, captured.index, captured.rollouts)
-        expected = (len(captured.rollouts), len(self._open.header.layers), self._open.header.hidden_size)
+        plans = self._plans(captured.index)
+        _check_rows(plans, captured.index, captured.rollouts)
+        expected = (len(captured.rollouts), len(plans.layer_sets[self.layer_set]), plans.hidden_size)
         found = captured.activations_RLD
         if found.shape != expected or found.dtype != np.float32:
             raise IntegrityError(
@@ -120,7 +141,7 @@ class UnitWriter:
     def _check_text(self, captured: CapturedUnit) -> ObjectRecord:
         """The stored text's record; activations of any other text must not be stored beside it."""
         key = parquet_key(captured.index)
-        data = self._open.backend.get_or_none(key)
+        data = self._backend.get_or_none(key)
         if data is None:
             raise StateError(f"unit {captured.index:06d}: {key} must be written before the numbers")
         stored = decode_rollouts(data, f"{self.url}: {key}")
@@ -129,9 +150,9 @@ class UnitWriter:
         return ObjectRecord.of(StoredObject.of(data, data))
 
     def _rounded(self, captured: CapturedUnit, reasons: Mapping[int, str]) -> Float32:
-        """(R, L, D) as it will be stored: bf16-exact if the store is so, refused rows NaN. Raises IntegrityError."""
+        """(R, L, D) as it will be stored: rounded to bfloat16 if the store is so, refused rows NaN. Raises IntegrityError."""
         rounded_RLD = captured.activations_RLD
-        if self._open.header.identity["store_dtype"] == BF16_EXACT:
+        if self._plans(captured.index).identity["store_dtype"] in ROUNDED:
             rounded_RLD = rounded_RLD.astype(ml_dtypes.bfloat16).astype(np.float32)
         is_refused_R = np.array([rollout.index in reasons for rollout in captured.rollouts])
         is_broken_R = ~np.isfinite(rounded_RLD).all(axis=(1, 2)) & ~is_refused_R
@@ -142,11 +163,11 @@ class UnitWriter:
 
     def _create_activations(self, unit: int, activations_RLD: Float32) -> tuple[str, Float32, ObjectRecord]:
         """Key, what is really stored (padded), and its record."""
-        spec = self._open.arrays["activations"]
-        key, data = unit_chunk_key(spec, unit), encode_unit(spec, _padded(spec, activations_RLD))
-        stored = self._open.backend.create_once(key, data)
+        spec = self._array(activations_name(self.layer_set), unit)
+        key, data = chunk_key(spec, unit), encode_unit(spec, _padded(spec, activations_RLD))
+        stored = self._backend.create_once(key, data)
         if not stored.is_ours:
-            data = self._open.backend.get(key)
+            data = self._backend.get(key)
         return key, decode_unit(spec, data, f"{self.url}: {key}"), ObjectRecord.of(stored)
 
     def _create_columns(self, captured: CapturedUnit, is_refused_R: npt.NDArray[np.bool_]) -> dict[str, ObjectRecord]:
@@ -160,12 +181,12 @@ class UnitWriter:
         return dict(self._create(name, captured.index, values_R[name]) for name in UNIT_COLUMNS)
 
     def _create(self, name: str, unit: int, values_R: npt.NDArray[Any]) -> tuple[str, ObjectRecord]:
-        spec = self._open.arrays[name]
-        key = unit_chunk_key(spec, unit)
-        return key, ObjectRecord.of(self._open.backend.create_once(key, encode_unit(spec, _padded(spec, values_R))))
+        spec = self._array(name, unit)
+        key = chunk_key(spec, unit)
+        return key, ObjectRecord.of(self._backend.create_once(key, encode_unit(spec, _padded(spec, values_R))))
 
     def _create_marker(self, captured: CapturedUnit, objects: Mapping[str, ObjectRecord], refused: Mapping[int, str]) -> None:
-        unit, key = captured.index, marker_key(captured.index)
+        unit, key = captured.index, marker_key(captured.index, self.layer_set)
         marker = Marker(
             unit=unit,
             first_row=captured.rollouts[0].index,
@@ -175,19 +196,19 @@ class UnitWriter:
             made=captured.made,
             created=datetime.now(UTC).isoformat(timespec="seconds"),
         )
-        if self._open.backend.create_once(key, marker.to_bytes()).is_ours:
+        if self._backend.create_once(key, marker.to_bytes()).is_ours:
             return
-        winner = Marker.from_bytes(self._open.backend.get(key), f"{self.url}: {key}")
+        winner = Marker.from_bytes(self._backend.get(key), f"{self.url}: {key}")
         if winner.objects != objects:
             raise IntegrityError(f"{self.url}: {key} names other bytes than the store holds; was an object overwritten by hand?")
 
     def _stored_rollouts(self, unit: int) -> tuple[Rollout, ...]:
-        return decode_rollouts(self._open.backend.get(parquet_key(unit)), f"{self.url}: {parquet_key(unit)}")
+        return decode_rollouts(self._backend.get(parquet_key(unit)), f"{self.url}: {parquet_key(unit)}")
 
 
-def _check_rows(plan: Plan, unit: int, rollouts: Sequence[Rollout]) -> None:
-    rows = unit_slice(plan, unit)
-    wanted = list(zip(range(rows.start, rows.stop), plan.keys[rows], strict=True))
+def _check_rows(plans: Plans, unit: int, rollouts: Sequence[Rollout]) -> None:
+    rows = plans.rows(unit)
+    wanted = list(zip(rows, plans.keys(unit), strict=True))
     if [(rollout.index, rollout.key) for rollout in rollouts] != wanted:
         raise IntegrityError(f"unit {unit:06d}: {len(rollouts)} rollouts, but not the plan's rows {rows.start} to {rows.stop - 1} in order")
 

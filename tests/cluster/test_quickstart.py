@@ -67,8 +67,8 @@ def test_every_row_is_accounted_for(document: dict[str, Any], store: StoreReader
     rows = document["rows"]
     assert rows["asked"] == rows["stored"] + rows["refused"] == 600
     assert rows["stored"] >= 590
-    assert store.plan.num_units >= 16
-    assert store.ledger.committed() == frozenset(store.plan.units)
+    assert store.plans.num_units >= 16
+    assert store.ledger.committed() == frozenset(store.plans.units)
     assert {marker.made["stages"] for marker in store.ledger.markers().values()} == {2}
 
 

@@ -149,8 +149,8 @@ def test_a_lost_process_costs_time_and_nothing_else(
 ) -> None:
     job = job_for(chat_model, small_catalog, tmp_path / "store")
     setup = prepare(job)
-    prepare_store(job.store.url, identity=setup.identity, plan=setup.plan, job=setup.job.as_dict())
-    units = {index: setup.unit(index) for index in setup.plan.units}
+    plans = prepare_store(job.store.url, identity=setup.identity, plan=setup.plan, job=setup.job.as_dict())
+    units = {index: setup.unit(plans, index) for index in plans.units}
     state = SchedulerState(units, units_per_replica=setup.replica.concurrent_units)
     work = Sabotage(setup.work, unit=3, how=how, note=tmp_path / "struck")
     receipts: list[Receipt] = []
@@ -165,8 +165,8 @@ def test_a_lost_process_costs_time_and_nothing_else(
 def test_an_interrupted_run_is_continued_to_the_same_store(chat_model: Path, small_catalog: Path, finished: Path, tmp_path: Path) -> None:
     job = job_for(chat_model, small_catalog, tmp_path / "store")
     setup = prepare(job)
-    prepare_store(job.store.url, identity=setup.identity, plan=setup.plan, job=setup.job.as_dict())
-    begun = {index: setup.unit(index) for index in (0, 1, 5)}
+    plans = prepare_store(job.store.url, identity=setup.identity, plan=setup.plan, job=setup.job.as_dict())
+    begun = {index: setup.unit(plans, index) for index in (0, 1, 5)}
     with cluster(None), Replicas(setup.replica, setup.work, count=1, name="begun") as replicas:
         Driver(SchedulerState(begun), begun, replicas).run(lambda _: None)
     before = files_of(tmp_path / "store")
@@ -305,7 +305,7 @@ class Idle:
 
 def test_replicas_reserve_no_cpu_that_reduce_tasks_would_wait_for(chat_model: Path, small_catalog: Path, tmp_path: Path) -> None:
     setup = prepare(job_for(chat_model, small_catalog, tmp_path / "store"))
-    units = {0: setup.unit(0)}
+    units = {0: setup.unit(setup.plans(), 0)}
     with cluster(None), Replicas(setup.replica, Idle(), count=1, name="idle") as replicas:
         Driver(SchedulerState(units), units, replicas).run(lambda _: None)
 
@@ -319,7 +319,7 @@ class Hopeless:
 
 def test_a_unit_that_always_fails_ends_the_run_with_its_reason(chat_model: Path, small_catalog: Path, tmp_path: Path) -> None:
     setup = prepare(job_for(chat_model, small_catalog, tmp_path / "store"))
-    units = {0: setup.unit(0)}
+    units = {0: setup.unit(setup.plans(), 0)}
     with cluster(None), Replicas(setup.replica, Hopeless(), count=1, name="hopeless") as replicas:
         driver = Driver(SchedulerState(units, max_attempts=2), units, replicas)
         with pytest.raises(RetryableError, match="1 units failed 2 times each, first unit 0: the store is on fire"):
@@ -335,7 +335,7 @@ def test_a_base_model_reads_the_rollouts_of_another_run(chat_model: Path, small_
     answered = {key for key, (rollout, _) in theirs.items() if rollout.response.strip()}
     assert ours.keys() == answered
     assert outcome.counts.stored >= 16
-    assert open_store(str(tmp_path / "store")).plan.default_archetypes == ("default",)
+    assert open_store(str(tmp_path / "store")).default_archetypes == ("default",)
     transcriber = prepare(job).work.transcriber()
     for key, (rollout, bits) in ours.items():
         assert rollout.response.strip() == theirs[key][0].response.strip() or not bits

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from persona_ray.errors import InputError
-from persona_ray.rollouts.importing import conversations_digest, read_conversations, rollouts_as_conversations
+from persona_ray.rollouts.importing import read_conversations, rollouts_as_conversations
 from persona_ray.rollouts.wanted import rows_to_import
 from persona_ray.spec import FinishReason, Rollout, RowKey
 
@@ -41,13 +41,15 @@ def test_line_separators_inside_a_text_do_not_cut_it(tmp_path: Path) -> None:
     assert read_conversations(tmp_path)["bard"][0].messages[1].content == text
 
 
-def test_the_digest_is_of_the_content(tmp_path: Path) -> None:
-    write(tmp_path, "bard", LINE)
-    before = conversations_digest(read_conversations(tmp_path))
-    write(tmp_path, "bard", dict(reversed(LINE.items())))
-    assert conversations_digest(read_conversations(tmp_path)) == before
-    write(tmp_path, "bard", {**LINE, "question": "How?"})
-    assert conversations_digest(read_conversations(tmp_path)) != before
+def test_the_digest_of_a_row_is_of_its_conversation(tmp_path: Path) -> None:
+    def digests(line: dict[str, Any]) -> list[str]:
+        write(tmp_path, "bard", line)
+        return [row.text_digest for row in rows_to_import(read_conversations(tmp_path))]
+
+    before = digests(LINE)
+    assert digests(dict(reversed(LINE.items()))) == before
+    turns = [*LINE["conversation"][:-1], {**LINE["conversation"][-1], "content": "Something else."}]
+    assert digests({**LINE, "conversation": turns}) != before
 
 
 @pytest.mark.parametrize(
@@ -97,7 +99,7 @@ def test_another_runs_rollouts_become_the_rows_they_were() -> None:
 def test_the_order_in_which_units_are_read_does_not_matter() -> None:
     rollouts = [rollout(RowKey(name, p, q, 0, 2), f"{name}{p}{q}") for name in ("bard", "angel") for p in range(2) for q in range(3)]
     taken, reversed_ = (rollouts_as_conversations(order).conversations for order in (rollouts, rollouts[::-1]))
-    assert conversations_digest(taken) == conversations_digest(reversed_)
+    assert [row.text_digest for row in rows_to_import(taken)] == [row.text_digest for row in rows_to_import(reversed_)]
     assert list(taken) == list(reversed_)
 
 

@@ -46,7 +46,6 @@ class Toy:
             "layers": self.layers,
             "hidden_size": self.hidden,
             "rollouts": {"source": "generate", "seed": 0, "temperature": 0.7},
-            "catalog_digest": None,
             "max_length": 64,
             "unit_rows": self.unit_rows,
             "store_dtype": self.store_dtype,

@@ -8,7 +8,9 @@ import pytest
 
 from persona_ray.errors import IntegrityError
 from persona_ray.store.ledger import Ledger
-from persona_ray.store.marker import Marker, ObjectRecord, digest_of_markers, marker_key, unit_of_marker_key
+from persona_ray.store.marker import Marker, ObjectRecord, marker_key, place_of_marker_key
+from persona_ray.store.reader import open_store
+from persona_ray.store.snapshot import Snapshot
 
 
 def test_a_unit_exists_when_its_marker_does(tmp_path: Path, toy: Any) -> None:
@@ -34,19 +36,19 @@ def test_counts_add_up_and_padding_is_not_counted(tmp_path: Path, toy: Any) -> N
 
 def test_the_digest_names_the_committed_state(tmp_path: Path, toy: Any) -> None:
     toy.prepare(tmp_path)
-    ledger = Ledger(str(tmp_path))
-    digests = [ledger.digest()]
+    store = open_store(str(tmp_path))
+    digests = [store.snapshot().digest]
     for unit in toy.plan.units:
         toy.fill(tmp_path, units=range(unit, unit + 1))
-        digests.append(ledger.digest())
+        digests.append(store.snapshot().digest)
     assert len(set(digests)) == 4
-    assert Ledger(str(tmp_path)).digest() == digests[-1]
-    assert pickle.loads(pickle.dumps(ledger)).digest() == digests[-1]
+    assert open_store(str(tmp_path)).snapshot().digest == digests[-1]
+    assert pickle.loads(pickle.dumps(store)).snapshot().digest == digests[-1]
 
 
 def test_the_digest_does_not_depend_on_the_order_of_commits() -> None:
-    assert digest_of_markers({1: b"x", 0: b"y"}) == digest_of_markers({0: b"y", 1: b"x"})
-    assert digest_of_markers({0: b"x", 1: b"y"}) != digest_of_markers({1: b"x", 0: b"y"})
+    assert Snapshot.of([{1: b"x", 0: b"y"}]).digest == Snapshot.of([{0: b"y", 1: b"x"}]).digest
+    assert Snapshot.of([{0: b"x", 1: b"y"}]).digest != Snapshot.of([{1: b"x", 0: b"y"}]).digest
 
 
 def test_markers_survive_json() -> None:
@@ -72,5 +74,6 @@ def test_a_damaged_marker_is_named(tmp_path: Path, toy: Any) -> None:
 
 @pytest.mark.parametrize("unit", [0, 999_999, 1_000_000])
 def test_marker_keys(unit: int) -> None:
-    assert unit_of_marker_key(marker_key(unit)) == unit
-    assert unit_of_marker_key(f"{marker_key(unit)}.tmp") is None
+    for layer_set in (0, 1, 12):
+        assert place_of_marker_key(marker_key(unit, layer_set)) == (layer_set, unit)
+    assert place_of_marker_key(f"{marker_key(unit)}.tmp") is None

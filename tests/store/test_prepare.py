@@ -14,8 +14,9 @@ from persona_ray.errors import InputError, StateError
 from persona_ray.spec import Plan, RowKey
 from persona_ray.store.folder import FolderBackend
 from persona_ray.store.ledger import Ledger
-from persona_ray.store.plan_file import read_plan_file
-from persona_ray.store.prepare import check_store, prepare_store, store_objects
+from persona_ray.store.metadata import store_objects
+from persona_ray.store.plans import read_plans
+from persona_ray.store.prepare import check_store, prepare_store
 
 Tree = Callable[[Path], dict[str, bytes]]
 
@@ -56,14 +57,13 @@ def test_planned_columns_hold_the_plan_and_minus_one_in_the_padding(tmp_path: Pa
 def test_planned_columns_come_in_few_chunks_of_whole_units(make_toy: Any) -> None:
     from persona_ray.store.layout import planned_arrays
     from persona_ray.store.plan_file import PlanFile
+    from persona_ray.store.plans import Plans
 
     toy = make_toy(rows=70_001, unit_rows=3, layers=(0,), hidden=1)
-    (archetype,) = (
-        spec for spec, _ in planned_arrays(PlanFile.new(identity=toy.identity(), plan=toy.plan, job={})) if spec.name == "archetype"
-    )
+    archetype = planned_arrays(Plans((PlanFile.new(identity=toy.identity(), plan=toy.plan, job={}),)))["archetype"]
     assert archetype.shape == (70_002,)
     assert archetype.chunks[0] % 3 == 0
-    assert -(-archetype.shape[0] // archetype.chunks[0]) == 2
+    assert -(-archetype.shape[0] // archetype.chunks[0]) == 9
 
 
 def test_preparing_again_changes_nothing(tmp_path: Path, toy: Any, tree: Tree) -> None:
@@ -78,7 +78,7 @@ def test_an_interrupted_creation_is_completed_to_the_same_bytes(
 ) -> None:
     whole = tmp_path / "whole"
     toy.prepare(whole)
-    num_objects = len(tree(whole))
+    num_objects = len(tree(whole)) - 1  # the plan is there
     for num_done in (1, 2, num_objects // 2, num_objects - 1):
         part = tmp_path / f"part{num_done}"
         part.mkdir()
@@ -106,7 +106,7 @@ def test_an_interrupted_creation_is_completed_to_the_same_bytes(
 
 def test_all_metadata_follow_from_the_plan_file(tmp_path: Path, toy: Any, tree: Tree) -> None:
     toy.prepare(tmp_path)
-    content = store_objects(read_plan_file(FolderBackend(tmp_path)))
+    content = store_objects(read_plans(FolderBackend(tmp_path)))
     assert {key: data for key, data in tree(tmp_path).items() if not key.startswith("_")} == content
 
 
@@ -126,16 +126,6 @@ def test_another_identity_is_refused_by_field_and_both_values(tmp_path: Path, to
         assert "temperature" not in message
         assert "\n" not in message
     assert tree(tmp_path) == before
-
-
-def test_another_plan_is_refused(tmp_path: Path, toy: Any, make_toy: Any) -> None:
-    toy.prepare(tmp_path)
-    more = make_toy(rows=11)
-    with pytest.raises(InputError, match="10 rows, the job asks for 11; growing a store is not available"):
-        check_store(str(tmp_path), identity=more.identity(), plan=more.plan)
-    reordered = replace(toy.plan, keys=tuple(reversed(toy.plan.keys)))
-    with pytest.raises(InputError, match="other rows"):
-        check_store(str(tmp_path), identity=toy.identity(), plan=reordered)
 
 
 def test_a_folder_with_other_things_is_refused_and_left_alone(tmp_path: Path, toy: Any, tree: Tree) -> None:

@@ -22,7 +22,7 @@ from persona_ray.store.scores import ScoreWriter
 def test_what_a_store_says_of_itself(tmp_path: Path, toy: Any) -> None:
     store = persona_ray.open_store(toy.fill(tmp_path, units=range(2), refused={1: "empty answer"}))
     assert store.identity == toy.identity().as_dict()
-    assert store.plan == toy.plan
+    assert store.plans.files[0].plan == toy.plan
     assert store.job == {"name": "toy"}
     assert store.attributes["identity_digest"] == toy.identity().digest
     assert store.latest_scores() is None
@@ -30,7 +30,7 @@ def test_what_a_store_says_of_itself(tmp_path: Path, toy: Any) -> None:
     info = json.loads(json.dumps(store.info(), allow_nan=False))
     assert info["units"] == {"planned": 3, "committed": 2, "rows": 4}
     assert info["rows"] == {"asked": 10, "stored": 7, "refused": 1, "reasons": {"empty answer": 1}}
-    assert info["ledger_digest"] == store.ledger.digest()
+    assert info["ledger_digest"] == store.snapshot().digest
     assert info["bytes"] == sum(
         path.stat().st_size
         for folder in ("rollouts", "activations", "response_tokens", "finish_reason", "status")

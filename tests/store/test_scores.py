@@ -66,7 +66,7 @@ def test_judgements_that_are_not_the_units(tmp_path: Path, toy: Any, tree: Tree)
         (0, toy.rollouts(1), judged(1, 1, 1, 1), "rows 0 to 3"),
         (0, toy.rollouts(0), judged(1), "1 judgements of 4"),
         (0, toy.rollouts(0), judged(1, 1, 4, 1), "score is 4"),
-        (3, (), [], "not in the plan"),
+        (3, (), [], "in no plan"),
     ):
         with pytest.raises(IntegrityError, match=words):
             writer.write(unit, rollouts, judgements)

@@ -63,6 +63,7 @@ class ReplicaActor:
                 "attention": self._spec.stages[0].attention,
                 "stages": len(self._spec.stages),
                 "tensor_parallel": self._spec.tensor_parallel,
+                "concurrent_units": self._spec.concurrent_units,
                 "versions": {name: version(name) for name in ("torch", "transformers", "ray")},
             }
             if self._engine is None or not self._engine.runs_on(links):
