@@ -17,8 +17,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Column, Table
-from rich.text import Text
 
 from persona_ray.bench.command import with_settings
 from persona_ray.bench.settings import Settings
@@ -124,18 +122,24 @@ def write_report(
 
 
 @store_app.command()
-def info(store: StoreUrl, as_json: AsJson = False) -> None:
-    """What a store holds, and how far it is.
+def info(
+    store: StoreUrl,
+    at: Annotated[str | None, typer.Option(metavar="DIGEST", help="As it was when its ledger had this digest.")] = None,
+    cite: Annotated[bool, typer.Option("--cite", help="Keep this state, so that its digest can be cited and opened for ever.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """What a store holds, how far it is, and what its rows cost.
 
     Example: persona-ray store info s3://team/qwen3-32b --json
     """
+    from persona_ray.report.info import info_table
     from persona_ray.store.reader import open_store
 
-    facts = open_store(store).info()
-    table = Table.grid(Column(), Column(overflow="fold"), padding=(0, 2))
-    for key, value in facts.items():
-        table.add_row(key.replace("_", " "), Text(_in_short(value)))
-    _show(facts, table, as_json=as_json)
+    reader = open_store(store, at)
+    if cite:
+        reader = open_store(store, reader.cite())
+    facts = reader.info()
+    _show(facts, info_table(facts), as_json=as_json)
 
 
 @store_app.command("verify")
@@ -356,15 +360,6 @@ def _show(facts: dict[str, Any], *parts: Any, as_json: bool) -> None:
             print(part)
         else:
             console.print(part)
-
-
-def _in_short(value: object) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{key} {_in_short(part)}" for key, part in value.items()) or "none"
-    if isinstance(value, list):
-        shown = ", ".join(str(part) for part in value[:12])
-        return f"{shown} and {len(value) - 12} more" if len(value) > 12 else shown
-    return "none" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def _complain(text: str, code: int) -> int:
