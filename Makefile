@@ -22,11 +22,9 @@ quickstart: $(STAMP)
 test: $(STAMP).dev
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-# Brings up Ceph's object gateway on loopback (needs root the first time, for the packages) and runs the storage suites against it.
+# The storage suites against Ceph's object gateway on loopback (needs root the first time, for the packages); nothing of it stays.
 test-ceph: $(STAMP).dev
-	infra/s3/up
-	PERSONA_RAY_TEST_S3=http://127.0.0.1:5557 $(BIN)/python -m pytest tests/s3 -m "ceph and not long" $(PYTEST_ARGS); \
-	  rc=$$?; infra/s3/down; exit $$rc
+	infra/s3/with $(BIN)/python -m pytest tests/s3 -m "ceph and not long" $(PYTEST_ARGS)
 
 check: $(STAMP).dev
 	$(BIN)/ruff check .

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from datetime import timedelta
+from http import HTTPStatus
 from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
@@ -18,7 +19,18 @@ from zarr.storage import ObjectStore
 
 from persona_ray.errors import InputError
 from persona_ray.store.backend import ListedObject
-from persona_ray.store.remote import GIVE_CREDENTIALS, HASTY, NO_CREDENTIALS, PATIENT, Fault, Patience, RemoteBackend, S3Access, one_line
+from persona_ray.store.remote import (
+    GIVE_CREDENTIALS,
+    HASTY,
+    NO_CREDENTIALS,
+    PATIENT,
+    REMEDIES,
+    Fault,
+    Patience,
+    RemoteBackend,
+    S3Access,
+    one_line,
+)
 
 SCHEMES = frozenset({"s3", "gs", "az"})
 ROLE_SERVICE = "169.254.169.254"
@@ -34,6 +46,8 @@ SHORT = Patience(total_s=2, request_s=120, longest_wait_s=1)
 """The client's own retries, inside each of ours: for a request that it knows to be harmless."""
 _STATUS = re.compile(r"status code: (\d{3})")
 _CODE = re.compile(r"<Code>([^<]*)</Code>")
+_CODE_IN_LIST = re.compile(r"\(code: (\w+)\)")
+"""Deletions travel as a list, whose reply is a success as a whole and names what was refused."""
 _MESSAGE = re.compile(r"<Message>([^<]*)</Message>")
 
 
@@ -92,6 +106,9 @@ class CloudBackend(RemoteBackend):
         if status is not None:
             fault = Fault.of_reply(int(status.group(1)), code.group(1) if code else "", message.group(1) if message else "")
             return Fault(fault.words, fault.is_lasting or isinstance(error, LASTING_FAULTS), fault.remedy)
+        refused = _CODE_IN_LIST.search(text)
+        if refused is not None and refused.group(1) in REMEDIES:
+            return Fault.of_reply(HTTPStatus.FORBIDDEN, refused.group(1), "")
         return Fault(one_line(text), isinstance(error, LASTING_FAULTS))
 
 

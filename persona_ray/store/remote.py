@@ -162,8 +162,9 @@ class RemoteBackend(Backend):
         def attempt() -> StoredObject:
             try:
                 self._put(key, data, is_new=True)
-            except self.faults:
-                found = self._read(key)
+            except self.faults as error:
+                # Whoever may not write learns it also where the object is there already: a probe of rights would find its own.
+                found = None if self._fault(error).is_lasting else self._read(key)
                 if found is None:
                     raise
                 return StoredObject.of(found, data)
@@ -182,7 +183,7 @@ class RemoteBackend(Backend):
         return sorted(found, key=lambda item: item.key)
 
     def delete(self, key: str) -> None:  # noqa: D102
-        self._patiently(f"deleting {key}", lambda: self._delete(key))
+        self._patiently(f"deleting {key}, for which repair and gc need the right to delete,", lambda: self._delete(key))
 
     def list_folders(self, folder: str) -> list[str]:  # noqa: D102
         return sorted(self._patiently(f"listing {folder or 'the store'}", lambda: self._folders(folder)))

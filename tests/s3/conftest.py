@@ -73,6 +73,22 @@ class Place:
     def bucket(self) -> str:
         return urlsplit(self.url).netloc
 
+    def put(self, key: str, data: bytes) -> None:
+        """As a stranger does: over whatever is there."""
+        if self.service is None:
+            target = Path(self.url) / key
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(data)
+        else:
+            self.service.client().put_object(Bucket=self.bucket, Key=f"{urlsplit(self.url).path.strip('/')}/{key}", Body=data)
+
+    def contents(self) -> dict[str, str]:
+        """Everything in the bucket or folder, by name: entity tag, or bytes."""
+        if self.service is None:
+            return {str(path): path.read_bytes().hex() for path in sorted(Path(self.url).rglob("*")) if path.is_file()}
+        pages = self.service.client().get_paginator("list_objects_v2").paginate(Bucket=self.bucket)
+        return {item["Key"]: item["ETag"] for page in pages for item in page.get("Contents", ())}
+
 
 def _free_port() -> int:
     with socket.socket() as listener:
@@ -141,6 +157,7 @@ def make_place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
 
 def _remove(client: Any, bucket: str) -> None:
     """A server that outlives the tests must not fill up."""
+    client.delete_bucket_policy(Bucket=bucket)
     for page in client.get_paginator("list_objects_v2").paginate(Bucket=bucket):
         keys = [{"Key": item["Key"]} for item in page.get("Contents", ())]
         if keys:

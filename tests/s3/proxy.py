@@ -11,7 +11,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -34,6 +34,8 @@ class Fault(StrEnum):
     UNKNOWN_KEY = "InvalidAccessKeyId"
     RESET = "reset"
     """In the middle of the request's body; nothing arrives."""
+    TORN = "torn upload"
+    """Half of the request's body reaches the server, then both connections are reset."""
     LOST_REPLY = "lost reply"
     """The server does it, and the client never hears."""
     TRUNCATED = "truncated reply"
@@ -54,7 +56,7 @@ STATUSES = {
 }
 LASTING = frozenset({Fault.EXPIRED, Fault.DENIED, Fault.UNKNOWN_KEY})
 PASSING = tuple(fault for fault in Fault if fault not in LASTING)
-UPLOADS_ONLY = frozenset({Fault.CONFLICT, Fault.TIMEOUT})
+UPLOADS_ONLY = frozenset({Fault.CONFLICT, Fault.TIMEOUT, Fault.TORN})
 """At random no other request meets them, as in life."""
 METHODS = frozenset({"GET", "PUT", "POST", "HEAD", "DELETE"})
 NOT_FORWARDED = frozenset({"expect", "connection"})
@@ -82,6 +84,7 @@ class Proxy:
 
     def __post_init__(self) -> None:
         self._lock = threading.Lock()
+        self._at: dict[str, Fault] = {}
         self._next: tuple[Fault, int, Collection[str]] | None = None
         self._dice: tuple[random.Random, float, tuple[Fault, ...], Collection[str]] | None = None
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"proxy": self}))
@@ -96,6 +99,11 @@ class Proxy:
         with self._lock:
             self._next = (fault, times, methods)
 
+    def spoil_puts(self, faults: Mapping[str, Fault]) -> None:
+        """For each end of a path every PUT to it, until `heal`: a client may try again by itself."""
+        with self._lock:
+            self._at = dict(faults)
+
     def spoil_at_random(self, rate: float, seed: int, faults: tuple[Fault, ...] = PASSING, methods: Collection[str] = METHODS) -> None:
         """Each request with probability `rate`, until `heal`."""
         with self._lock:
@@ -105,6 +113,7 @@ class Proxy:
         """No more faults."""
         with self._lock:
             self._next = self._dice = None
+            self._at = {}
 
     @contextmanager
     def log(self) -> Iterator[list[Request]]:
@@ -121,9 +130,13 @@ class Proxy:
 
     def take_fault(self, method: str, path: str, headers: dict[str, str]) -> Fault | None:
         with self._lock:
-            fault = self._draw(method)
+            fault = self._meant_for(method, path) or self._draw(method)
             self.requests.append(Request(method, path, fault, headers))
         return fault
+
+    def _meant_for(self, method: str, path: str) -> Fault | None:
+        end = next((end for end in self._at if method == "PUT" and urlsplit(path).path.endswith(end)), None)
+        return None if end is None else self._at[end]
 
     def _draw(self, method: str) -> Fault | None:
         if self._next is not None and self._next[1] > 0 and method in self._next[2]:
@@ -180,6 +193,10 @@ class _Handler(BaseHTTPRequestHandler):
         for name, value in self.headers.items():
             if name.lower() not in NOT_FORWARDED:
                 server.putheader(name, value)
+        if fault is Fault.TORN and body:
+            server.endheaders(body[: len(body) // 2])
+            _break(server.sock)
+            return self.reset()
         server.endheaders(body or None)
         reply = server.getresponse()
         data = reply.read()
@@ -203,9 +220,13 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.flush()
 
     def reset(self) -> None:
-        """Close with RST, as a dying peer does."""
-        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        self.connection.close()
+        _break(self.connection)
         self.close_connection = True
 
     do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = serve
+
+
+def _break(connection: socket.socket) -> None:
+    """Close with RST, as a dying peer does."""
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    connection.close()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -14,10 +16,17 @@ import pytest
 from persona_ray.errors import InputError, IntegrityError, RetryableError, StateError
 from persona_ray.store.address import open_backend
 from persona_ray.store.backend import Backend, StoredObject
+from persona_ray.store.finish import finish_store
+from persona_ray.store.ledger import Ledger
 from persona_ray.store.remote import Patience, RemoteBackend
+from persona_ray.store.verify import verify
 from tests.s3.conftest import Place
 from tests.s3.proxy import LASTING, PASSING, Fault
+from tests.store.conftest import Toy
 
+MINUTE_S = 60
+DELETIONS = frozenset({"DELETE", "POST"})
+"""One object, or a list of them."""
 IMPATIENT = Patience(total_s=1.0, request_s=5, first_wait_s=0.05, longest_wait_s=0.2)
 
 
@@ -88,6 +97,74 @@ def test_listings(place: Place) -> None:
     assert backend.get_many(["b/1", "a"]) == [b"", b""]
 
 
+def test_objects_are_listed_with_size_and_date(place: Place) -> None:
+    backend = open_backend(place.url)
+    assert backend.list_objects("") == []
+    sizes = {"a": 3, "b/1": 0, "b/2": 70_000, "bb/3": 1}
+    for key, num_bytes in reversed(sizes.items()):
+        backend.create_once(key, bytes(num_bytes))
+    found = backend.list_objects("")
+    assert [(item.key, item.num_bytes) for item in found] == list(sizes.items())
+    # Services round to seconds.
+    assert all(abs(item.modified_s - time.time()) < MINUTE_S for item in found)
+    assert backend.list_objects("b") == [item for item in found if item.key.startswith("b/")]
+    assert backend.list_objects("absent") == backend.list_temporary() == []
+
+
+def test_what_is_deleted_is_gone_and_what_is_absent_is_no_fault(place: Place) -> None:
+    backend = open_backend(place.url)
+    for key in ("b/1", "b/2", "b/10"):
+        backend.create_once(key, b"123")
+    for _ in range(2):
+        backend.delete("b/1")
+        assert backend.get_or_none("b/1") is None
+        assert backend.list_keys("") == ["b/10", "b/2"]
+    backend.delete("never/there")
+    assert backend.create_once("b/1", b"again").is_ours
+    assert backend.get("b/1") == b"again"
+
+
+def test_a_deletion_whose_reply_is_lost_is_done(remote: Place) -> None:
+    backend = open_backend(remote.url)
+    backend.create_once("a", b"data")
+    remote.proxy.spoil(Fault.LOST_REPLY, 2, DELETIONS)
+    backend.delete("a")
+    assert backend.list_keys("") == []
+
+
+def forbid_deletions(place: Place) -> None:
+    """By a policy where the service keeps it, else by the proxy."""
+    assert place.service is not None
+    if place.service.name == "moto":
+        place.proxy.spoil(Fault.DENIED, 10_000, DELETIONS)
+        return
+    denied = {"Effect": "Deny", "Principal": "*", "Action": "s3:DeleteObject", "Resource": f"arn:aws:s3:::{place.bucket}/*"}
+    policy = json.dumps({"Version": "2012-10-17", "Statement": [denied]})
+    place.service.client().put_bucket_policy(Bucket=place.bucket, Policy=policy)
+
+
+def test_without_the_right_to_delete_one_line_says_what_needs_it(remote: Place) -> None:
+    backend = open_backend(remote.url)
+    backend.create_once("a", b"data")
+    forbid_deletions(remote)
+    with pytest.raises(InputError, match=r"deleting a, for which repair and gc need the right to delete, .*AccessDenied") as caught:
+        backend.delete("a")
+    assert "\n" not in str(caught.value)
+    assert "testkey" not in str(caught.value)
+    assert backend.get("a") == b"data"
+
+
+def test_whoever_may_not_delete_can_prepare_write_commit_and_verify(remote: Place) -> None:
+    forbid_deletions(remote)
+    toy = Toy(rows=7)
+    with remote.proxy.log() as requests:
+        url = toy.fill(remote.url)
+        finish_store(url)
+        assert verify(url).is_right
+    assert Ledger(url).committed() == frozenset(toy.plan.units)
+    assert not [request for request in requests if request.method in DELETIONS]
+
+
 def test_a_neighbour_with_a_longer_name_is_another_store(place: Place) -> None:
     open_backend(f"{place.url}-more").create_once("a", b"")
     assert open_backend(place.url).list_keys("") == []
@@ -104,6 +181,8 @@ def test_listings_of_more_than_a_page(remote: Place) -> None:
     backend = open_backend(remote.url)
     assert backend.list_keys("") == wanted
     assert backend.list_keys("_commits") == wanted[:-1]
+    assert [item.key for item in backend.list_objects("")] == wanted
+    assert [(item.key, item.num_bytes) for item in backend.list_objects("_commits")] == [(key, 0) for key in wanted[:-1]]
     assert backend.list_folders("") == ["_commits"]
 
 

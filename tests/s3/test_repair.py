@@ -13,19 +13,6 @@ from tests.store.conftest import Toy
 DAY_S = 86_400
 
 
-def test_objects_are_listed_with_size_and_date_and_deleted_once_or_twice(place: Place) -> None:
-    backend = open_backend(place.url)
-    for key in ("b/2", "a", "b/1"):
-        backend.create_once(key, b"123")
-    assert [(item.key, item.num_bytes) for item in backend.list_objects("")] == [("a", 3), ("b/1", 3), ("b/2", 3)]
-    assert [item.key for item in backend.list_objects("b")] == ["b/1", "b/2"]
-    assert all(abs(item.modified_s - time.time()) < DAY_S for item in backend.list_objects(""))
-    assert backend.list_temporary() == []
-    backend.delete("b/1")
-    backend.delete("b/1")
-    assert backend.list_keys("") == ["a", "b/2"]
-
-
 def test_a_damaged_unit_is_found_requeued_and_made_again(place: Place) -> None:
     toy = Toy()
     url = toy.fill(place.url)

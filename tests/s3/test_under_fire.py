@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import random
 import subprocess
 import sys
 import time
 
-import ml_dtypes
 import numpy as np
 import pytest
 import zarr
 
 from persona_ray.errors import InputError
-from persona_ray.spec import Float32
 from persona_ray.store.address import open_backend
-from persona_ray.store.finish import finish_store
-from persona_ray.store.layout import unit_slice
-from persona_ray.store.ledger import Ledger
 from persona_ray.store.reader import open_store
+from tests.s3.checks import check_committed, check_complete
 from tests.s3.conftest import ROOT, Place
 from tests.s3.proxy import Fault
-from tests.s3.writer import said_by, write_units
+from tests.s3.writer import write_units
 from tests.store.conftest import Toy
 
 FAULT_RATE = 0.1
@@ -52,76 +47,33 @@ def start_writer(url: str, toy: Toy, seed: int) -> subprocess.Popen[str]:
     return process
 
 
-def expected(toy: Toy, unit: int, seed: int) -> Float32:
-    rounded: Float32 = toy.activations(unit, seed).astype(ml_dtypes.bfloat16).astype(np.float32)
-    return rounded
-
-
-def check_committed(url: str, toy: Toy, seeds: list[int]) -> dict[str, str]:
-    """Every committed unit is whole, as its marker says, and from one attempt. Answers key -> SHA-256 of what is committed."""
-    backend, ledger = open_backend(url), Ledger(url)
-    store = open_store(url)
-    array = zarr.open_array(backend.zarr_store(), path="activations", mode="r")
-    digests: dict[str, str] = {}
-    for unit, marker in ledger.markers().items():
-        assert len(marker.objects) == 5
-        for key, record in marker.objects.items():
-            data = backend.get(key)
-            assert (len(data), hashlib.sha256(data).hexdigest()) == (record.num_bytes, record.sha256), key
-            digests[key] = record.sha256
-        rows = unit_slice(toy.plan, unit)
-        assert (marker.first_row, marker.num_rows, dict(marker.refused)) == (rows.start, rows.stop - rows.start, {})
-        values_RLD = np.asarray(array[rows])
-        assert [seed for seed in seeds if np.array_equal(values_RLD, expected(toy, unit, seed))], f"unit {unit}: of no attempt"
-        (texts,) = store.rollouts([unit])
-        assert [rollout.key for rollout in texts] == list(toy.plan.keys[rows])
-        assert {rollout.response for rollout in texts} <= {said_by(seed) for seed in seeds}
-        assert len({rollout.response for rollout in texts}) == 1
-    return digests
-
-
-def check_complete(url: str, toy: Toy, seeds: list[int]) -> dict[str, str]:
-    """`check_committed`, and every row is there, counted once; nothing reads as a fill value."""
-    digests = check_committed(url, toy, seeds)
-    finish_store(url)
-    ledger = Ledger(url)
-    assert ledger.committed() == frozenset(toy.plan.units)
-    counts = ledger.counts()
-    assert (counts.asked, counts.stored, counts.refused) == (toy.rows, toy.rows, 0)
-    group = zarr.open_group(open_backend(url).zarr_store(), mode="r")
-    assert np.isfinite(np.asarray(group["activations"][: toy.rows])).all()
-    assert (np.asarray(group["committed"][: toy.rows]) == 1).all()
-    assert (np.asarray(group["status"][: toy.rows]) == 0).all()
-    assert (np.asarray(group["response_tokens"][: toy.rows]) > 0).all()
-    return digests
-
-
 def write_through_faults(place: Place, toy: Toy, rate: float) -> tuple[int, int]:
-    """Requests and faults of a whole job."""
+    """Operations (requests that were answered) and faults while a whole job is written; then all of it is read, with faults and without."""
     place.proxy.spoil_at_random(rate, seed=1)
     with place.proxy.log() as requests:
         toy.prepare(place.url)
         write_units(place.url, toy, seed=0)
-        check_complete(place.url, toy, [0])
+    check_complete(place.url, toy, [0])
     place.proxy.heal()
     check_complete(place.url, toy, [0])
-    return len(requests), sum(request.fault is not None for request in requests)
+    num_faults = sum(request.fault is not None for request in requests)
+    return len(requests) - num_faults, num_faults
 
 
 def test_whole_units_through_random_faults(remote: Place, toy: Toy) -> None:
-    num_requests, num_faults = write_through_faults(remote, toy, FAULT_RATE)
-    assert num_requests > 300
-    assert num_faults > 15
+    num_operations, num_faults = write_through_faults(remote, toy, FAULT_RATE)
+    assert num_operations > 200
+    assert num_faults > 10
 
 
 @pytest.mark.long
 @pytest.mark.timeout(1800)
 def test_two_thousand_operations_through_random_faults(remote: Place, capsys: pytest.CaptureFixture[str]) -> None:
     begin_s = time.monotonic()
-    num_requests, num_faults = write_through_faults(remote, Toy(rows=90 * 4, unit_rows=4), FAULT_RATE)
+    num_operations, num_faults = write_through_faults(remote, Toy(rows=200 * 4 - 1, unit_rows=4), FAULT_RATE)
     with capsys.disabled():
-        print(f"\n{remote.url}: {num_requests} requests, {num_faults} spoilt, {time.monotonic() - begin_s:.0f} s")
-    assert num_requests > 2000
+        print(f"\n{remote.url}: {num_operations} operations, {num_faults} spoilt besides, {time.monotonic() - begin_s:.0f} s")
+    assert num_operations >= 2000
 
 
 def test_three_writers_of_the_same_units(place: Place) -> None:

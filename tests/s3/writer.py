@@ -7,24 +7,39 @@ from __future__ import annotations
 
 import random
 import sys
+from collections.abc import Iterable
 
+import numpy as np
+
+from persona_ray.spec import Float32, Rollout
 from persona_ray.store.writer import UnitWriter
 from tests.store.conftest import Toy
 
 
 def said_by(seed: int) -> str:
     """What a writer's rollouts answer."""
-    return f"Aye, {seed} times."
+    return "Aye." + " Aye." * seed
 
 
-def write_units(url: str, toy: Toy, seed: int) -> None:
-    """Every unit, each committed by whoever comes first."""
+def values_of(toy: Toy, unit: int, seed: int, texts: tuple[Rollout, ...]) -> Float32:
+    """What writer `seed` captures from those texts: another text, other values."""
+    num_tokens_R = np.array([len(rollout.token_ids) for rollout in texts], dtype=np.float32)
+    return np.asarray(toy.activations(unit, seed) + num_tokens_R[:, np.newaxis, np.newaxis], dtype=np.float32)
+
+
+def write_unit(writer: UnitWriter, toy: Toy, unit: int, seed: int) -> None:
+    """Text first, whoever wrote it; then what it gives."""
+    texts = writer.read_rollouts(unit) or writer.write_rollouts(unit, toy.rollouts(unit, said=said_by(seed)))
+    writer.commit(toy.captured(unit, seed=seed, rollouts=texts, activations=values_of(toy, unit, seed, texts)))
+
+
+def write_units(url: str, toy: Toy, seed: int, units: Iterable[int] | None = None) -> None:
+    """Every unit, or those given, each committed by whoever comes first."""
     writer = UnitWriter(url)
-    units = list(toy.plan.units)
-    random.Random(seed).shuffle(units)
-    for unit in units:
-        texts = writer.read_rollouts(unit) or writer.write_rollouts(unit, toy.rollouts(unit, said=said_by(seed)))
-        writer.commit(toy.captured(unit, seed=seed, rollouts=texts))
+    order = list(toy.plan.units if units is None else units)
+    random.Random(seed).shuffle(order)
+    for unit in order:
+        write_unit(writer, toy, unit, seed)
 
 
 if __name__ == "__main__":
