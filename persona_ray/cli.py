@@ -20,8 +20,10 @@ from rich.console import Console
 
 from persona_ray.bench.command import with_settings
 from persona_ray.bench.settings import Settings
+from persona_ray.cli_store import AsJson, StoreUrl, store_app
 from persona_ray.config import Job, job_schema, load_job
 from persona_ray.errors import EXIT_DONE, EXIT_FAILED, EXIT_INPUT, EXIT_INTERRUPTED, InputError, PersonaRayError
+from persona_ray.terminal import show
 
 if TYPE_CHECKING:
     from persona_ray.pipeline import Outcome
@@ -34,11 +36,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     help="Extract the persona space of a language model: rollouts, activations, the Assistant Axis.",
 )
-store_app = typer.Typer(rich_markup_mode=None, help="Look into stores, check and mend them.")
 app.add_typer(store_app, name="store")
-
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document, nothing else.")]
-StoreUrl = Annotated[str, typer.Argument(metavar="STORE", help="Folder or URL of a store.")]
 
 
 @app.command()
@@ -88,7 +86,7 @@ def plan(
     from persona_ray.report.plan import plan_table
 
     facts = prepare(load_job(job, overrides or [])).facts()
-    _show(facts, plan_table(facts), as_json=as_json)
+    show(facts, plan_table(facts), as_json=as_json)
 
 
 @app.command()
@@ -104,7 +102,7 @@ def axis(
     from persona_ray.store.reader import open_store
 
     reduced = report_data(open_store(store)).reduced
-    _show(axis_json(reduced), axis_table(reduced, top), as_json=as_json)
+    show(axis_json(reduced), axis_table(reduced, top), as_json=as_json)
 
 
 @app.command("report")
@@ -118,81 +116,7 @@ def write_report(
     Example: persona-ray report persona-ray-quickstart/store --out axis.html
     """
     page = _write_page(store, out)
-    _show({"report": str(page)}, f"report: {page}", as_json=as_json)
-
-
-@store_app.command()
-def info(
-    store: StoreUrl,
-    at: Annotated[str | None, typer.Option(metavar="DIGEST", help="As it was when its ledger had this digest.")] = None,
-    cite: Annotated[bool, typer.Option("--cite", help="Keep this state, so that its digest can be cited and opened for ever.")] = False,
-    as_json: AsJson = False,
-) -> None:
-    """What a store holds, how far it is, and what its rows cost.
-
-    Example: persona-ray store info s3://team/qwen3-32b --json
-    """
-    from persona_ray.report.info import info_table
-    from persona_ray.store.reader import open_store
-
-    reader = open_store(store, at)
-    if cite:
-        reader = open_store(store, reader.cite())
-    facts = reader.info()
-    _show(facts, info_table(facts), as_json=as_json)
-
-
-@store_app.command("verify")
-def verify_store(
-    store: StoreUrl,
-    sample: Annotated[float | None, typer.Option(help="Share of the units, above 0 and up to 1. Default: all of them.")] = None,
-    workers: Annotated[int, typer.Option(min=1, help="Units read at the same time; each takes memory.")] = 4,
-    requeue: Annotated[bool, typer.Option("--requeue", help="Remove what is wrong, so that the next run makes it again.")] = False,
-    as_json: AsJson = False,
-) -> None:
-    """Is everything right that a store holds? Reads all of it, and names what is not. Exit code 1: something is wrong.
-
-    With --requeue (while no run is at work): what is wrong is taken out, what follows from the plan is written anew.
-
-    Example: persona-ray store verify s3://team/qwen3-32b --sample 0.01
-    """
-    from persona_ray.report.verify import requeued_json, requeued_lines, verification_json, verification_table
-    from persona_ray.store import repair
-    from persona_ray.store.verify import verify
-    from persona_ray.terminal import TerminalProgress
-
-    with TerminalProgress(Console(stderr=True, quiet=as_json)).phase("verify", 0, "units") as advance:
-        found = verify(store, sample=sample, workers=workers, progress=advance)
-    if not requeue:
-        _show(verification_json(found), verification_table(found), as_json=as_json)
-        raise typer.Exit(EXIT_DONE if found.is_right else EXIT_FAILED)
-    restored = repair.restore(store) if found.flaws else ()
-    done = repair.requeue(store, found.wrong_units)
-    facts = verification_json(found) | requeued_json(done, restored)
-    _show(facts, verification_table(found), requeued_lines(done, restored), as_json=as_json)
-    if any(flaw.key not in restored for flaw in found.flaws):
-        raise typer.Exit(EXIT_FAILED)
-
-
-@store_app.command("gc")
-def collect_leftovers(
-    store: StoreUrl,
-    yes: Annotated[bool, typer.Option("--yes", help="Remove them. Default: only list them.")] = False,
-    texts: Annotated[bool, typer.Option("--texts", help="Also text of units that never committed, from which a run could go on.")] = False,
-    older_than: Annotated[float, typer.Option(min=0, metavar="HOURS", help="Only what is older.")] = 24,
-    as_json: AsJson = False,
-) -> None:
-    """List leftovers: numbers of units that never committed, old quarantine, half-made files. Nothing that a marker names.
-
-    Numbers are left alone while anything was written within --older-than: a run may be at work.
-
-    Example: persona-ray store gc s3://team/qwen3-32b --yes
-    """
-    from persona_ray.report.verify import collection_json, collection_table
-    from persona_ray.store.repair import gc
-
-    found = gc(store, delete=yes, texts=texts, min_age_s=older_than * 3600)
-    _show(collection_json(found), collection_table(found), as_json=as_json)
+    show({"report": str(page)}, f"report: {page}", as_json=as_json)
 
 
 @app.command("verify-model")
@@ -228,7 +152,7 @@ def verify_model_command(
     )
     console = Console(stderr=True, quiet=as_json)
     verdict = verify_model(model_config, shards, address=address, tell=lambda line: console.print(line, markup=False))
-    _show(verdict_json(verdict), verdict_table(verdict), as_json=as_json)
+    show(verdict_json(verdict), verdict_table(verdict), as_json=as_json)
     if not verdict.is_right:
         raise typer.Exit(EXIT_FAILED)
 
@@ -257,7 +181,7 @@ def bench(*, as_json: AsJson = False, **settings: Any) -> None:
         raise InputError(f"{error.name} is not installed; running a model needs the engine: pip install 'persona-ray[engine]'") from error
     console = Console(stderr=True, quiet=as_json)
     document = benchmark(wanted, lambda line: console.print(line, markup=False))
-    _show(document, *lines(document), as_json=as_json)
+    show(document, *lines(document), as_json=as_json)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -347,19 +271,7 @@ def _summary(outcome: Outcome, page: Path, *, as_json: bool) -> None:
         parts.append(steering_table(outcome.steering))
     resumed = "" if outcome.units_done else "Everything was there already; nothing was generated again.\n"
     following = f"{resumed}\nstore    {outcome.store_url}\nreport   {page}\nnext     {_command()} axis {shlex.quote(outcome.store_url)}"
-    _show(facts, *parts, run_table(run_facts), following, as_json=as_json)
-
-
-def _show(facts: dict[str, Any], *parts: Any, as_json: bool) -> None:
-    if as_json:
-        print(json.dumps(facts, indent=2, ensure_ascii=False))
-        return
-    console = Console()
-    for part in parts:
-        if isinstance(part, str):  # paths stay whole, and square brackets are no markup
-            print(part)
-        else:
-            console.print(part)
+    show(facts, *parts, run_table(run_facts), following, as_json=as_json)
 
 
 def _complain(text: str, code: int) -> int:

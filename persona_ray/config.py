@@ -141,8 +141,11 @@ class StoreConfig(_Section):
     """Where the activations go."""
 
     url: str = Field(min_length=1, description="Folder, file:, s3:, gs: or az: URL; fsspec+s3: for s3: through fsspec.")
-    dtype: Annotated[Literal["bf16-exact", "float32", "bfloat16"], _not_yet("bfloat16")] = Field(
-        "bf16-exact", description="bf16-exact: values rounded to bfloat16 in a float32 array."
+    dtype: Literal["bf16-exact", "float32", "bfloat16"] = Field(
+        "bf16-exact",
+        description="bf16-exact: values rounded to bfloat16 in a float32 array. float32: as computed. bfloat16: the same values and as "
+        "many stored bytes as bf16-exact, in an array that TensorStore opens, but zarr and xarray only after "
+        "`import persona_ray.store.bfloat16`.",
     )
     unit_rows: int | Literal["auto"] = Field("auto", description="Rows committed together. auto: what fills a shard, at most 256.")
     client: Literal["auto", "obstore", "fsspec"] = Field(

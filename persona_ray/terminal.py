@@ -1,10 +1,12 @@
-"""What people see while a command works: bars on a terminal, plain lines without one, nothing where machines read."""
+"""What people see: bars on a terminal while a command works, plain lines without one, one JSON document where machines read."""
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -77,3 +79,16 @@ class TerminalProgress:
 def _rate(num_done: int, began: float) -> str:
     seconds = time.monotonic() - began
     return f"{num_done / seconds:.1f}/s" if seconds > 0 else ""
+
+
+def show(facts: dict[str, Any], *parts: Any, as_json: bool) -> None:
+    """Print `facts` as JSON, or `parts` (text or anything that rich can draw) for people."""
+    if as_json:
+        print(json.dumps(facts, indent=2, ensure_ascii=False))
+        return
+    console = Console()
+    for part in parts:
+        if isinstance(part, str):  # paths stay whole, and square brackets are no markup
+            print(part)
+        else:
+            console.print(part)

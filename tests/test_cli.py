@@ -56,6 +56,11 @@ def test_the_schema_is_json(capsys: pytest.CaptureFixture[str]) -> None:
         ["store", "info"],
         ["store", "verify"],
         ["store", "gc"],
+        ["store", "ls"],
+        ["store", "diff"],
+        ["store", "copy"],
+        ["store", "export"],
+        ["store", "import"],
         ["schema"],
     ],
 )
@@ -78,6 +83,12 @@ def test_every_command_has_help_with_an_example(capsys: pytest.CaptureFixture[st
         (["store", "info", "ftp://x/y"], "ftp"),
         (["store", "verify", "/nowhere/store"], "no persona_ray store here"),
         (["store", "gc", "/nowhere/store", "--yes"], "no persona_ray store here"),
+        (["store", "ls", "/nowhere"], "/nowhere"),
+        (["store", "diff", "/nowhere/a", "/nowhere/b"], "no persona_ray store here"),
+        (["store", "copy", "/nowhere/a", "/nowhere/b"], "no persona_ray store here"),
+        (["store", "export", "/nowhere/a", "/tmp/x", "--format", "dataset"], "no persona_ray store here"),
+        (["store", "export", "/nowhere/a", "/tmp/x", "--format", "csv"], "csv"),
+        (["store", "import", "/nowhere/published", "/nowhere/store", "--model", "m"], "/nowhere/published"),
     ],
 )
 def test_a_wrong_command_line_is_one_line_and_exit_2(capsys: pytest.CaptureFixture[str], arguments: list[str], complaint: str) -> None:

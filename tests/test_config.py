@@ -89,7 +89,7 @@ def test_defaults_are_those_of_the_design() -> None:
         ({"reduce": {"stop": {"cosine": 0.99}}}, "reduce.stop: is not available in this version"),
         ({"limits": {"hours": 3}}, "limits.hours: is not available in this version"),
         ({"store": {"url": "memory://x"}}, "a memory: store lives in one process only"),
-        ({"store": {"url": "s", "dtype": "bfloat16"}}, "store.dtype: 'bfloat16' is not available"),
+        ({"store": {"url": "s", "dtype": "float16"}}, "store.dtype: input should be 'bf16-exact', 'float32' or 'bfloat16'"),
         ({"store": {"url": "s", "client": "fsspec"}}, "client: fsspec needs an s3:// URL"),
         ({"store": {"url": "gs://b/s", "client": "fsspec"}}, "client: fsspec needs an s3:// URL"),
         ({"store": {"url": "fsspec+s3://b/s", "client": "obstore"}}, "begins with fsspec+"),
@@ -103,6 +103,11 @@ def test_what_cannot_be_served_is_refused_in_one_line(change: dict[str, Any], co
         parse_job({**LEAST, **change})
     assert complaint in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("dtype", ["bf16-exact", "float32", "bfloat16"])
+def test_every_number_format_of_the_store_is_served(dtype: str) -> None:
+    assert parse_job({**LEAST, "store": {"url": "s", "dtype": dtype}}).store.dtype == dtype
 
 
 def test_overrides_replace_keys_and_values_are_yaml(tmp_path: Path) -> None:

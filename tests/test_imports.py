@@ -27,7 +27,8 @@ ALLOWED: dict[str, set[str]] = {
     "terminal": BASE,
     "planning": BASE | SIBLINGS,
     "pipeline": BASE | SIBLINGS | {"planning", "report", "serve"},
-    "cli": BASE | SIBLINGS | {"report", "serve", "verify", "bench", "terminal", "planning", "pipeline"},
+    "cli_store": BASE | SIBLINGS | {"report", "terminal"},
+    "cli": BASE | SIBLINGS | {"report", "serve", "verify", "bench", "terminal", "planning", "pipeline", "cli_store"},
 }
 """Part -> the parts that it may import. One way only:
 errors <- spec <- config <- {siblings} <- {report, serve, planning} <- pipeline <- cli."""

@@ -25,7 +25,7 @@ def read_rows(store: Store, spec: ArraySpec, rows_N: npt.NDArray[np.int64], *res
 
     Only the chunks that hold them are read; one that is not there gives the fill value.
     """
-    array = zarr.open_array(_Planned(store, spec), path=spec.name, mode="r")
+    array = zarr.open_array(_Planned(store, spec), path=spec.name, mode="r", zarr_format=3)
     with zarr.config.set({"async.concurrency": READ_CONCURRENCY}):
         return np.asarray(array.oindex[(rows_N, *rest)])
 

@@ -1,4 +1,4 @@
-"""Array values to object bytes and back, by zarr, in memory.
+"""Array values to object bytes and back, in memory: units by `blocks`, metadata and everything else by zarr.
 
 The bytes are then created by a `Backend`. So no array handle is ever open for writing: nothing depends on a shape that
 another process may have changed, and zarr can neither overwrite nor delete.
@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -23,6 +22,7 @@ from zarr.storage import MemoryStore
 from persona_ray.errors import IntegrityError
 from persona_ray.store.backend import METADATA_NAME
 from persona_ray.store.bfloat16 import widened
+from persona_ray.store.blocks import decode_chunk, decode_shard, encode_chunk, encode_shard
 from persona_ray.store.layout import ArraySpec
 
 COMPRESSORS = (BloscCodec(cname="lz4", clevel=5, shuffle="bitshuffle"), Crc32cCodec())
@@ -41,9 +41,8 @@ def array_objects(spec: ArraySpec, values: npt.NDArray[np.generic] | None = None
 
 def encode_unit(spec: ArraySpec, values: npt.NDArray[np.generic]) -> bytes:
     """The one object that holds a unit of `spec`, or a chunk of planned rows; the first dim of `values` is whole, padding included."""
-    memory: dict[str, Buffer] = {}
-    _create(_one_unit(spec), memory)[...] = values
-    return memory[_only_chunk(spec)].to_bytes()
+    whole = np.ascontiguousarray(values, dtype=np.dtype(spec.dtype))
+    return encode_chunk(whole) if spec.shards is None else encode_shard(whole)
 
 
 def array_document(spec: ArraySpec) -> bytes:
@@ -56,11 +55,10 @@ def decode_unit(spec: ArraySpec, data: bytes, where: str) -> npt.NDArray[Any]:
     if not data:
         # zarr takes an empty shard for one that was never written.
         raise IntegrityError(f"{where}: {spec.name} is an empty object")
-    memory: dict[str, Buffer] = {}
-    array = _create(_one_unit(spec), memory)
-    memory[_only_chunk(spec)] = default_buffer_prototype().buffer.from_bytes(data)
+    shape = (spec.shards or spec.chunks)[:1] + spec.shape[1:]
     try:
-        return widened(np.asarray(array[...]))
+        is_chunk = spec.shards is None
+        return widened(decode_chunk(data, shape, spec.dtype) if is_chunk else decode_shard(data, shape, spec.dtype, spec.fill))
     except (ValueError, RuntimeError) as error:
         raise IntegrityError(f"{where}: {spec.name} cannot be decoded ({error})") from error
 
@@ -101,11 +99,3 @@ def _create(spec: ArraySpec, memory: dict[str, Buffer]) -> zarr.Array[Any]:
         # Otherwise a chunk of fill values alone would be dropped, and a marker could not list it.
         config={"write_empty_chunks": True},
     )
-
-
-def _one_unit(spec: ArraySpec) -> ArraySpec:
-    return replace(spec, shape=(spec.shards or spec.chunks)[:1] + spec.shape[1:])
-
-
-def _only_chunk(spec: ArraySpec) -> str:
-    return "/".join(("c", *("0" for _ in spec.dims)))

@@ -18,6 +18,8 @@ from persona_ray.store.marker import commits_folder
 from persona_ray.store.plans import Plans
 
 BF16_EXACT = "bf16-exact"
+PUBLISHED_SPANS = "published"
+"""Span rule of rows that were pooled elsewhere: their token ids are not known."""
 BFLOAT16 = "bfloat16"
 ROUNDED = frozenset({BF16_EXACT, BFLOAT16})
 """`store.dtype` whose values are rounded to bfloat16, in whatever array they are."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from persona_ray.errors import IntegrityError
 from persona_ray.spec import RunCounts
@@ -37,10 +37,15 @@ class Ledger:
         return frozenset(self._listed())
 
     def marker(self, unit: int) -> Marker | None:
-        """The unit's marker, or None if the unit does not exist (yet). Raises IntegrityError for a damaged one."""
+        """The unit's marker, or None if the unit does not exist (yet, or then).
+
+        Raises IntegrityError for a damaged one, and for one of the state that was asked for which is not there any more.
+        """
         if self._at is not None and unit not in self._at.markers[self.layer_set]:
             return None
         data = self._known.get(unit) or self._backend.get_or_none(marker_key(unit, self.layer_set))
+        if data is None and self._at is not None:
+            raise self._lost(unit, "requeued", self._at)
         if data is None:
             return None
         self._keep({unit: data})
@@ -54,8 +59,7 @@ class Ledger:
         """Unit -> its marker as it is stored, by rising unit; a GET for each that was not seen before."""
         committed = sorted(self._listed())
         unread = [unit for unit in committed if unit not in self._known]
-        data = self._backend.get_many(marker_key(unit, self.layer_set) for unit in unread)
-        self._keep(dict(zip(unread, data, strict=True)))
+        self._keep(dict(zip(unread, self._read(unread), strict=True)))
         return {unit: self._known[unit] for unit in committed}
 
     def counts(self) -> RunCounts:
@@ -64,8 +68,18 @@ class Ledger:
         return count_rows(plans, self.markers(), (row for unit in plans.units for row in plans.rows(unit)))
 
     def _listed(self) -> Iterable[int]:
-        if self._at is not None:
-            return self._at.markers[self.layer_set]
+        return self._listed_now() if self._at is None else self._at.markers[self.layer_set]
+
+    def _read(self, units: Sequence[int]) -> list[bytes]:
+        try:
+            return self._backend.get_many(marker_key(unit, self.layer_set) for unit in units)
+        except IntegrityError as error:
+            gone = sorted(set(units).difference(self._listed_now()))
+            if self._at is None or not gone:
+                raise
+            raise self._lost(gone[0], "requeued", self._at) from error
+
+    def _listed_now(self) -> Iterable[int]:
         places = map(place_of_marker_key, self._backend.list_keys(commits_folder(self.layer_set)))
         return [place[1] for place in places if place is not None and place[0] == self.layer_set]
 
@@ -73,10 +87,11 @@ class Ledger:
         """Raises IntegrityError if a marker is not the one of the state that was asked for."""
         for unit, data in found.items():
             if self._at is not None and hashlib.sha256(data).hexdigest() != self._at.markers[self.layer_set][unit]:
-                raise IntegrityError(
-                    f"{self.url}: unit {unit:06d} was made again since the state {self._at.digest[:12]}..., which is lost with it"
-                )
+                raise self._lost(unit, "made again", self._at)
             self._known[unit] = data
+
+    def _lost(self, unit: int, what: str, at: Snapshot) -> IntegrityError:
+        return IntegrityError(f"{self.url}: unit {unit:06d} was {what} since the state {at.digest[:12]}..., which is lost with it")
 
     def _parsed(self, unit: int, data: bytes) -> Marker:
         return Marker.from_bytes(data, f"{self.url}: {marker_key(unit, self.layer_set)}")

@@ -33,6 +33,8 @@ from persona_ray.store.text import decode_rollouts
 AHEAD_BYTES = 512_000_000
 """What is read and decoded before it is asked for, at most; but always one unit."""
 MAX_AHEAD = 8
+WHOLE_FROM = 0.5
+"""Share of a unit's layers above which its object is read whole, by one request, instead of an index and each layer by itself."""
 
 
 def open_store(url: str, at: str | None = None) -> StoreReader:
@@ -85,8 +87,8 @@ class StoreReader:
 
     @property
     def layers(self) -> tuple[int, ...]:
-        """Captured decoder blocks, rising, from all sets of layers."""
-        return self._plans.layers
+        """Captured decoder blocks, rising, from all sets of layers; of a store opened at a state, those that it had."""
+        return tuple(sorted(layer for layers in self._layer_sets for layer in layers))
 
     @property
     def hidden_size(self) -> int:
@@ -149,8 +151,8 @@ class StoreReader:
         Raises InputError for a layer that was not captured.
         """
         wanted = tuple(self._plans.layer_sets[0] if layers is None else layers)
-        columns_N = planned_columns(self._plans)
         rows_N = self._stored_rows(wanted)
+        columns_N = planned_columns(self._plans)  # second: a unit that is there may have brought in a plan that came later
         picked = {name: values[rows_N] for name, values in columns_N.items() if name != "rollout"}
         return Rows(self, wanted, rows_N, picked)
 
@@ -186,19 +188,18 @@ class StoreReader:
         """(N, L, D) of committed, stored rows (rising), layers in the order asked for. Raises IntegrityError for one that is NaN."""
         by_set = self._places(layers)
         values_NLD = np.empty((len(rows_N), len(layers), self.hidden_size), dtype=np.float32)
-        for layer_set, places in by_set.items():
-            spec = self._arrays[activations_name(layer_set)]
-            there_L = np.array([place for _, place in places], dtype=np.int64)
-            order = np.argsort(there_L)
-            found_NLD = read_rows(self._backend.zarr_store(), spec, rows_N, there_L[order]) if len(rows_N) else values_NLD[:, : len(places)]
-            values_NLD[:, [places[i][0] for i in order.tolist()]] = found_NLD
+        for layer_set, places in by_set.items() if len(rows_N) else ():
+            in_order = sorted(places, key=lambda place: place[1])
+            values_NLD[:, [place for place, _ in in_order]] = self._of_set(layer_set, rows_N, [there for _, there in in_order])
         self._check_finite(values_NLD, rows_N)
         return values_NLD
 
     def scores(self, name: str | None, rows_N: npt.NDArray[np.int64]) -> npt.NDArray[np.int8]:
-        """(N,) scores of rows (rising) by judge `name`; -1 where there is none."""
+        """(N,) scores of rows (rising) by judge `name`; -1 where there is none. Raises InputError if that judge has never been here."""
         if name is None or not len(rows_N):
             return np.full(len(rows_N), NOT_SCORED, dtype=np.int8)
+        if self._backend.get_or_none(f"scores/{name}/{METADATA_NAME}") is None:
+            raise InputError(f"{self.url}: no judge {name} has scored here; the one in force is {self.latest_scores() or 'none'}")
         return read_rows(self._backend.zarr_store(), score_array(self._plans, name), rows_N).astype(np.int8)
 
     # ---- what was concluded
@@ -245,10 +246,14 @@ class StoreReader:
                 raise
             return now
 
+    @property
+    def _layer_sets(self) -> tuple[tuple[int, ...], ...]:
+        return self._plans.layer_sets[: len(self._ledgers)]
+
     def _places(self, layers: Sequence[int]) -> dict[int, list[tuple[int, int]]]:
         """Set of layers -> (place in `layers`, place in the set's array) of each that it has. Raises InputError."""
         found: dict[int, list[tuple[int, int]]] = {}
-        sets = self._plans.layer_sets[: len(self._ledgers)]
+        sets = self._layer_sets
         for place, layer in enumerate(layers):
             layer_set = next((number for number, has in enumerate(sets) if layer in has), None)
             if layer_set is None:
@@ -259,6 +264,20 @@ class StoreReader:
     def _depth(self, layers: Sequence[int]) -> int:
         unit_bytes = 4 * self._plans.unit_rows * len(layers) * self.hidden_size
         return int(np.clip(AHEAD_BYTES // max(1, unit_bytes), 1, MAX_AHEAD))
+
+    def _of_set(self, layer_set: int, rows_N: npt.NDArray[np.int64], there: Sequence[int]) -> Float32:
+        """(N, L, D) of one set's array: by layer, or by whole objects where that is fewer bytes than requests are worth."""
+        spec = self._arrays[activations_name(layer_set)]
+        if len(set(there)) <= spec.shape[1] * WHOLE_FROM:
+            return read_rows(self._backend.zarr_store(), spec, rows_N, np.array(there, dtype=np.int64)).astype(np.float32)
+        units_N = rows_N // self._plans.unit_rows
+        units = np.unique(units_N).tolist()
+        values_NLD = np.empty((len(rows_N), len(there), self.hidden_size), dtype=np.float32)
+        read = partial(self._unit_values, spec)
+        for unit, values_RLD in zip(units, read_ahead(read, units, self._depth(self._layer_sets[layer_set])), strict=True):
+            is_here_N = units_N == unit
+            values_NLD[is_here_N] = values_RLD[rows_N[is_here_N] - unit * self._plans.unit_rows][:, there]
+        return values_NLD
 
     def _text(self, unit: int) -> tuple[Rollout, ...]:
         key = parquet_key(unit)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from persona_ray.errors import InputError
+from persona_ray.errors import InputError, IntegrityError
 from persona_ray.spec import Float32, Rollout, ScoredRows
 from persona_ray.store.layout import archetype_flags, layer_aliases
 
@@ -115,8 +115,11 @@ class Rows:
         return picked.pick(np.flatnonzero(np.isin(picked.scores(), _listed(score))))
 
     def pick(self, places: npt.ArrayLike) -> Rows:
-        """Those at `places` (0 is the first), in rising order, each once."""
-        places_M = np.unique(np.asarray(places, dtype=np.int64))
+        """Those at `places` (0 is the first), or where a mask of N bools is true; in rising order, each once.
+
+        Raises InputError for a place that is not there.
+        """
+        places_M = self._places(np.asarray(places))
         return Rows(self._store, self.layers, self.rollout_N[places_M], {name: values[places_M] for name, values in self.columns.items()})
 
     # ---- reading
@@ -130,16 +133,24 @@ class Rows:
         return self._store.activations(self.rollout_N, self.layers if layers is None else layers)
 
     def stream(self, layers: Sequence[int] | None = None) -> Iterator[ScoredRows]:
-        """Unit by unit in one pass, the next ones read ahead: for what does not fit into memory at once."""
+        """Unit by unit in one pass, the next ones read ahead: for what does not fit into memory at once.
+
+        Raises IntegrityError at the end if rows do not have the layers, or have gone since they were picked.
+        """
         wanted = self.layers if layers is None else tuple(layers)
+        num_seen = 0
         for rows in self._store.scored_rows(self._units(), self._store.latest_scores(), wanted):
             is_picked_R = np.isin(rows.rollout_R, self.rollout_N)
+            num_seen += int(is_picked_R.sum())
             yield ScoredRows(
                 rollout_R=rows.rollout_R[is_picked_R],
                 archetype_R=rows.archetype_R[is_picked_R],
                 score_R=rows.score_R[is_picked_R],
                 activations_RLD=rows.activations_RLD[is_picked_R],
             )
+        if num_seen != len(self):
+            lack = f"{len(self) - num_seen} of {len(self)} picked rows have no activations of layers {list(wanted)}"
+            raise IntegrityError(f"{self._store.url}: {lack}; pick rows that have them, and again if units were requeued since")
 
     def rollouts(self) -> Iterator[Rollout]:
         """Their texts and token ids, in order."""
@@ -169,6 +180,15 @@ class Rows:
             coords={"rollout": self.rollout_N, "layer": ("layer", list(wanted), layer_aliases()), **columns},
             attrs={"store": self._store.url},
         )
+
+    def _places(self, wanted: npt.NDArray[Any]) -> Rows64:
+        if wanted.dtype == np.bool_ and wanted.shape == (len(self),):
+            return np.flatnonzero(wanted)
+        if wanted.dtype.kind in "iu" or not wanted.size:
+            places_M = np.unique(wanted).astype(np.int64)
+            if not places_M.size or 0 <= places_M[0] <= places_M[-1] < len(self):
+                return places_M
+        raise InputError(f"{self._store.url}: places are whole numbers from 0 to {len(self) - 1}, or a mask of {len(self)} bools")
 
     def _units(self) -> list[int]:
         return sorted({self._store.plans.unit_of(row) for row in self.rollout_N.tolist()})

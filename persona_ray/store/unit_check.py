@@ -17,7 +17,16 @@ import pyarrow as pa
 from persona_ray.errors import IntegrityError
 from persona_ray.spec import NOT_SCORED, Float32, Rollout, Status
 from persona_ray.store.encoding import decode_unit
-from persona_ray.store.layout import BF16_EXACT, ArraySpec, activations_name, chunk_key, committed_name, parquet_key, score_array
+from persona_ray.store.layout import (
+    BF16_EXACT,
+    PUBLISHED_SPANS,
+    ArraySpec,
+    activations_name,
+    chunk_key,
+    committed_name,
+    parquet_key,
+    score_array,
+)
 from persona_ray.store.marker import Marker, marker_key
 from persona_ray.store.scores import MAX_SCORE
 from persona_ray.store.survey import Flaw, Kind, State, Survey, UnitReport
@@ -162,7 +171,7 @@ class _UnitCheck:
         if outside:
             return f"the pooled range lies outside of the token ids in rows {_shown(outside)}"
         empty = [line.index for line in text if line.refusal is None and line.response_start == line.response_end]
-        if empty:
+        if empty and self._survey.plans.identity["span_rule"] != PUBLISHED_SPANS:
             return f"no token is pooled in rows {_shown(empty)}, which are not refused"
         if self.marker is not None:
             reasons = self.marker.refused

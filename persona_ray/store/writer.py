@@ -159,16 +159,18 @@ class UnitWriter:
         if is_broken_R.any():
             broken = [captured.rollouts[i].index for i in np.flatnonzero(is_broken_R)]
             raise IntegrityError(f"unit {captured.index:06d}: NaN or Inf in rows {broken}; such a row must be refused with a reason")
-        return np.where(is_refused_R[:, np.newaxis, np.newaxis], np.float32(np.nan), rounded_RLD)
+        if is_refused_R.any():
+            rounded_RLD = np.where(is_refused_R[:, np.newaxis, np.newaxis], np.float32(np.nan), rounded_RLD)
+        return rounded_RLD
 
     def _create_activations(self, unit: int, activations_RLD: Float32) -> tuple[str, Float32, ObjectRecord]:
-        """Key, what is really stored (padded), and its record."""
+        """Key, what is really stored (the real rows first), and its record."""
         spec = self._array(activations_name(self.layer_set), unit)
         key, data = chunk_key(spec, unit), encode_unit(spec, _padded(spec, activations_RLD))
         stored = self._backend.create_once(key, data)
         if not stored.is_ours:
-            data = self._backend.get(key)
-        return key, decode_unit(spec, data, f"{self.url}: {key}"), ObjectRecord.of(stored)
+            activations_RLD = decode_unit(spec, self._backend.get(key), f"{self.url}: {key}")
+        return key, activations_RLD, ObjectRecord.of(stored)
 
     def _create_columns(self, captured: CapturedUnit, is_refused_R: npt.NDArray[np.bool_]) -> dict[str, ObjectRecord]:
         """The unit's small columns: key -> record."""
@@ -232,6 +234,8 @@ def _holds_nan(activations_RLD: Float32) -> npt.NDArray[np.bool_]:
 def _padded(spec: ArraySpec, values_R: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """`values_R` in the array's dtype, filled up to the unit's rows with the array's fill value."""
     unit_rows = spec.chunks[0]
+    if len(values_R) == unit_rows:
+        return values_R.astype(spec.dtype, copy=False)
     padded = np.full((unit_rows, *values_R.shape[1:]), spec.fill, dtype=spec.dtype)
     padded[: len(values_R)] = values_R
     return padded

@@ -221,7 +221,7 @@ def test_what_does_not_fit_the_plan_is_refused(tmp_path: Path, toy: Any, tree: T
     before = tree(tmp_path)
     good = toy.captured(0)
     for captured, words in (
-        (replace(good, index=3), "not in the plan"),
+        (replace(good, index=3), "in no plan"),
         (
             replace(good, activations_RLD=good.activations_RLD[:, :1]),
             r"float32 \(4, 1, 6\), the store wants float32 \(4, 2, 6\)",
@@ -233,7 +233,7 @@ def test_what_does_not_fit_the_plan_is_refused(tmp_path: Path, toy: Any, tree: T
     ):
         with pytest.raises(IntegrityError, match=words):
             writer.commit(captured)
-    with pytest.raises(IntegrityError, match="not in the plan"):
+    with pytest.raises(IntegrityError, match="in no plan"):
         writer.read_rollouts(3)
     with pytest.raises(IntegrityError, match="in order"):
         writer.write_rollouts(1, toy.rollouts(0))
