@@ -61,4 +61,18 @@ def widened(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return values.astype(np.float32) if values.dtype == NATIVE else values
 
 
+def rounded(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """float32 values that bfloat16 holds: to nearest, ties to even; too large ones become infinite. Values must be finite.
+
+    The same as there and back through ml_dtypes, in a third of the time.
+    """
+    bits = np.ascontiguousarray(values).view(np.uint32)
+    rounded_bits = bits >> 16
+    rounded_bits &= 1
+    rounded_bits += np.uint32(0x7FFF)
+    rounded_bits += bits
+    rounded_bits &= np.uint32(0xFFFF0000)
+    return rounded_bits.view(np.float32)
+
+
 data_type_registry.register(NAME, BFloat16)

@@ -52,18 +52,16 @@ def decode_shard(data: bytes, shape: Sequence[int], dtype: str, fill: float) -> 
         raise ValueError("shorter than its index")
     view = memoryview(data)
     index_L2 = np.frombuffer(_checked(view[-index_bytes:]), dtype="<u8").reshape(-1, 2)
-    values_RLD = np.empty(shape, dtype=dtype)
-    # One for all: fresh memory for each costs more than the decoding.
-    values_RD = np.empty((shape[0], *shape[2:]), dtype=dtype)
-    for place, (offset, size) in enumerate(index_L2.tolist()):
+    # As the chunks lie, each where it is decoded to; handed out with its dims in order, without a copy.
+    values_LRD = np.empty((shape[1], shape[0], *shape[2:]), dtype=dtype)
+    for values_RD, (offset, size) in zip(values_LRD, index_L2.tolist(), strict=True):
         if offset == size == ABSENT:
-            values_RLD[:, place] = fill
+            values_RD[...] = fill
             continue
         if offset + size > len(data) - index_bytes:
             raise ValueError("an inner chunk lies outside of it")
         _decode_into(values_RD, view[offset : offset + size])
-        values_RLD[:, place] = values_RD
-    return values_RLD
+    return np.moveaxis(values_LRD, 0, 1)
 
 
 def _decode_into(values: npt.NDArray[np.generic], data: bytes | memoryview) -> None:

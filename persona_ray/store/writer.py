@@ -13,7 +13,6 @@ from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
@@ -21,6 +20,7 @@ from persona_ray.errors import IntegrityError, StateError
 from persona_ray.spec import CapturedUnit, Float32, Rollout, Status
 from persona_ray.store.address import absolute_url, open_backend
 from persona_ray.store.backend import Backend, StoredObject
+from persona_ray.store.bfloat16 import rounded
 from persona_ray.store.encoding import decode_unit, encode_unit
 from persona_ray.store.layout import (
     ROUNDED,
@@ -47,6 +47,16 @@ class _Known:
     arrays: Mapping[str, ArraySpec]
 
 
+@dataclass(frozen=True, slots=True)
+class _Text:
+    """A unit's text as it is stored."""
+
+    rollouts: tuple[Rollout, ...]
+    record: ObjectRecord
+    is_ours: bool
+    """Whether this writer created it."""
+
+
 class UnitWriter:
     """`UnitSink` for the store at `url`, which `prepare_store` has made. Pickles as its URL and opens in the process that uses it."""
 
@@ -55,6 +65,8 @@ class UnitWriter:
         self.url = absolute_url(url)
         self._layers = None if layers is None else tuple(layers)
         self._known: _Known | None = None
+        self._texts: dict[int, _Text] = {}
+        """Of units that were written and are not committed yet."""
 
     def __reduce__(self) -> tuple[type[UnitWriter], tuple[str, tuple[int, ...] | None]]:
         """Travels as its URL; connections do not travel."""
@@ -63,8 +75,11 @@ class UnitWriter:
     def read_rollouts(self, unit: int) -> tuple[Rollout, ...] | None:
         """The unit's text, if somebody has written it already."""
         self._plans(unit)
-        data = self._backend.get_or_none(parquet_key(unit))
-        return None if data is None else decode_rollouts(data, f"{self.url}: {parquet_key(unit)}")
+        text = self._stored_text(unit)
+        if text is None:
+            return None
+        self._texts[unit] = text
+        return text.rollouts
 
     def write_rollouts(self, unit: int, rollouts: Sequence[Rollout]) -> tuple[Rollout, ...]:
         """Create the unit's text; answers what is really there, which may be another writer's.
@@ -73,7 +88,11 @@ class UnitWriter:
         """
         _check_rows(self._plans(unit), unit, rollouts)
         stored = self._backend.create_once(parquet_key(unit), encode_rollouts(rollouts))
-        return tuple(rollouts) if stored.is_ours else self._stored_rollouts(unit)
+        text = _Text(tuple(rollouts), ObjectRecord.of(stored), is_ours=True) if stored.is_ours else self._stored_text(unit)
+        if text is None:
+            raise IntegrityError(f"{self.url}: {parquet_key(unit)} is gone again; was something deleted by hand?")
+        self._texts[unit] = text
+        return text.rollouts
 
     def commit(self, captured: CapturedUnit) -> None:
         """Write the numbers, then the marker: after this the unit exists for good. A unit that exists is left as it is.
@@ -83,9 +102,12 @@ class UnitWriter:
         """
         unit = captured.index
         self._check_captured(captured)
-        if self._backend.get_or_none(marker_key(unit, self.layer_set)) is not None:
+        known = self._texts.pop(unit, None)
+        # Who has just created the text is the first at this unit, or all but the first: whatever is there then, is found object by object.
+        is_first = known is not None and known.is_ours
+        if not is_first and self._backend.get_or_none(marker_key(unit, self.layer_set)) is not None:
             return
-        text = self._check_text(captured)
+        text = self._check_text(captured, known or self._stored_text(unit))
         reasons = _reasons(captured)
         activations_key, activations_RLD, stored = self._create_activations(unit, self._rounded(captured, reasons))
         is_refused_R = _holds_nan(activations_RLD[: len(captured.rollouts)])
@@ -138,24 +160,32 @@ class UnitWriter:
         if strangers:
             raise IntegrityError(f"unit {captured.index:06d}: refuses rows that are not its own: {sorted(strangers)}")
 
-    def _check_text(self, captured: CapturedUnit) -> ObjectRecord:
+    def _stored_text(self, unit: int) -> _Text | None:
+        """What is there; None if nothing is."""
+        data = self._backend.get_or_none(parquet_key(unit))
+        if data is None:
+            return None
+        rollouts = decode_rollouts(data, f"{self.url}: {parquet_key(unit)}")
+        return _Text(rollouts, ObjectRecord.of(StoredObject.of(data, data)), is_ours=False)
+
+    def _check_text(self, captured: CapturedUnit, text: _Text | None) -> ObjectRecord:
         """The stored text's record; activations of any other text must not be stored beside it."""
         key = parquet_key(captured.index)
-        data = self._backend.get_or_none(key)
-        if data is None:
+        if text is None:
             raise StateError(f"unit {captured.index:06d}: {key} must be written before the numbers")
-        stored = decode_rollouts(data, f"{self.url}: {key}")
-        if [_pooled(rollout) for rollout in stored] != [_pooled(rollout) for rollout in captured.rollouts]:
+        if [_pooled(rollout) for rollout in text.rollouts] != [_pooled(rollout) for rollout in captured.rollouts]:
             raise StateError(f"unit {captured.index:06d}: captured from other token ids than those in {key}")
-        return ObjectRecord.of(StoredObject.of(data, data))
+        return text.record
 
     def _rounded(self, captured: CapturedUnit, reasons: Mapping[int, str]) -> Float32:
         """(R, L, D) as it will be stored: rounded to bfloat16 if the store is so, refused rows NaN. Raises IntegrityError."""
         rounded_RLD = captured.activations_RLD
+        is_finite_R: npt.NDArray[Any] = np.ones(len(rounded_RLD), dtype=bool)
         if self._plans(captured.index).identity["store_dtype"] in ROUNDED:
-            rounded_RLD = rounded_RLD.astype(ml_dtypes.bfloat16).astype(np.float32)
+            is_finite_R = np.asarray(np.isfinite(rounded_RLD).all(axis=(1, 2)))
+            rounded_RLD = rounded(rounded_RLD)
         is_refused_R = np.array([rollout.index in reasons for rollout in captured.rollouts])
-        is_broken_R = ~np.isfinite(rounded_RLD).all(axis=(1, 2)) & ~is_refused_R
+        is_broken_R = ~(is_finite_R & np.isfinite(rounded_RLD).all(axis=(1, 2)) | is_refused_R)
         if is_broken_R.any():
             broken = [captured.rollouts[i].index for i in np.flatnonzero(is_broken_R)]
             raise IntegrityError(f"unit {captured.index:06d}: NaN or Inf in rows {broken}; such a row must be refused with a reason")
@@ -203,9 +233,6 @@ class UnitWriter:
         winner = Marker.from_bytes(self._backend.get(key), f"{self.url}: {key}")
         if winner.objects != objects:
             raise IntegrityError(f"{self.url}: {key} names other bytes than the store holds; was an object overwritten by hand?")
-
-    def _stored_rollouts(self, unit: int) -> tuple[Rollout, ...]:
-        return decode_rollouts(self._backend.get(parquet_key(unit)), f"{self.url}: {parquet_key(unit)}")
 
 
 def _check_rows(plans: Plans, unit: int, rollouts: Sequence[Rollout]) -> None:

@@ -20,8 +20,7 @@ def contents(url: Path, layers: list[int]) -> dict[RowKey, tuple[bytes, np.ndarr
     """Key -> token ids and activations (L, D) of every stored row."""
     rows = open_store(str(url)).rows(layers)
     return {
-        text.key: (np.asarray(text.token_ids).tobytes(), values)
-        for text, values in zip(rows.rollouts(), rows.activations(), strict=True)
+        text.key: (np.asarray(text.token_ids).tobytes(), values) for text, values in zip(rows.rollouts(), rows.activations(), strict=True)
     }
 
 

@@ -15,9 +15,11 @@ import pytest
 import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 
 from persona_ray.errors import InputError, IntegrityError
 from persona_ray.store.bfloat16 import BFloat16, widened
+from persona_ray.store.bfloat16 import rounded as rounded_to_bfloat16
 from persona_ray.store.encoding import decode_unit, encode_unit
 from persona_ray.store.layout import ArraySpec
 from persona_ray.store.prepare import prepare_store
@@ -209,3 +211,11 @@ def test_the_other_byte_order_is_refused_and_not_misread() -> None:
     other = "big" if sys.byteorder == "little" else "little"
     with pytest.raises(ValueError, match=f"{other}-endian bfloat16 cannot be read"):
         BFloat16(endianness=other).to_native_dtype()
+
+
+@settings(max_examples=200, deadline=None)
+@given(hnp.arrays(np.float32, st.integers(0, 50), elements=st.floats(width=32, allow_nan=False, allow_infinity=False)))
+def test_rounding_is_that_of_ml_dtypes(values: np.ndarray) -> None:
+    with np.errstate(over="ignore"):
+        expected = values.astype(ml_dtypes.bfloat16).astype(np.float32)
+    assert rounded_to_bfloat16(values).tobytes() == expected.tobytes()
