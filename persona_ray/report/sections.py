@@ -93,9 +93,12 @@ def footer(data: ReportData) -> str:
     """The formula, and how to open the numbers."""
     url = str(data.run.get("store_url") or "STORE")
     group = f"reduced/{data.reduced.name}"
+    is_native = str(data.run.get("dtype", "")).endswith("bfloat16 store")
+    needed = ["import persona_ray.store.bfloat16    # Zarr does not know this type by itself"] if is_native else []
     code = "\n".join(
         [
             "import xarray",
+            *needed,
             "",
             f"rows = xarray.open_zarr({json.dumps(url)})    # rows.activations: rollout x layer x hidden",
             f"found = xarray.open_zarr({json.dumps(url)}, group={json.dumps(group)})",

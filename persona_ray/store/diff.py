@@ -14,13 +14,13 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 from threading import Lock
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from persona_ray.spec import Float32, Float64, ProgressCallback, Rollout, RowKey
 from persona_ray.store.ahead import read_ahead
+from persona_ray.store.identity import FieldDifference, differing_fields
 from persona_ray.store.marker import Marker
 from persona_ray.store.plans import Plans
 from persona_ray.store.reader import StoreReader
@@ -29,16 +29,6 @@ CACHE_BYTES = 1_000_000_000
 """Decoded numbers of B that are kept."""
 AHEAD = 2
 """Units of A under way at once."""
-
-
-@dataclass(frozen=True, slots=True)
-class FieldDifference:
-    """One field of the two identities."""
-
-    name: str
-    """Dotted, if it is in another."""
-    a: Any
-    b: Any
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,16 +113,6 @@ def diff_stores(
         layers_only_in_a=tuple(layer for layer in one.layers if layer not in shared),
         layers_only_in_b=tuple(layer for layer in other.layers if layer not in shared),
     )
-
-
-def differing_fields(a: Mapping[str, Any], b: Mapping[str, Any], prefix: str = "") -> Iterator[FieldDifference]:
-    """Fields whose values differ, by name; nested mappings field by field. One that is not there is None."""
-    for name in sorted(a.keys() | b.keys()):
-        one, other = a.get(name), b.get(name)
-        if isinstance(one, dict) and isinstance(other, dict):
-            yield from differing_fields(one, other, f"{prefix}{name}.")
-        elif one != other:
-            yield FieldDifference(f"{prefix}{name}", one, other)
 
 
 def relative_differences(a_ND: Float32, b_ND: Float32) -> Float64:

@@ -16,6 +16,7 @@ from persona_ray.spec import Identity, Plan
 from persona_ray.store.address import absolute_url, open_backend
 from persona_ray.store.backend import Backend
 from persona_ray.store.growth import further_plan
+from persona_ray.store.identity import differing_fields
 from persona_ray.store.layers_file import LayersFile, layers_key
 from persona_ray.store.metadata import settle
 from persona_ray.store.plan_file import PlanFile, plan_key
@@ -154,24 +155,14 @@ def _checked(backend: Backend, plans: Plans, identity: Identity) -> Plans:
 
 
 def _check_identity(url: str, stored: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
-    differences = _differences(stored, asked)
+    differences = [
+        f"{field.name} is {_shown(field.a)} in the store, {_shown(field.b)} in the job" for field in differing_fields(stored, asked)
+    ]
     if not differences:
         return
     shown = "; ".join(differences[:MAX_SHOWN_DIFFERENCES])
     more = f"; and {len(differences) - MAX_SHOWN_DIFFERENCES} more" if len(differences) > MAX_SHOWN_DIFFERENCES else ""
     raise InputError(f"{url}: belongs to another experiment: {shown}{more}. Use a new store URL, or the settings of the store")
-
-
-def _differences(stored: Mapping[str, Any], asked: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """One phrase for each field whose values differ; nested mappings field by field."""
-    found: list[str] = []
-    for name in sorted(stored.keys() | asked.keys()):
-        old, new = stored.get(name), asked.get(name)
-        if isinstance(old, Mapping) and isinstance(new, Mapping):
-            found += _differences(old, new, f"{prefix}{name}.")
-        elif old != new:
-            found.append(f"{prefix}{name} is {_shown(old)} in the store, {_shown(new)} in the job")
-    return found
 
 
 def _shown(value: object) -> str:

@@ -17,7 +17,8 @@ from persona_ray.errors import IntegrityError
 from persona_ray.report.stores import difference_json, difference_table
 from persona_ray.spec import CapturedUnit, FinishReason, Float32, Plan, Rollout, RowKey
 from persona_ray.store import diff
-from persona_ray.store.diff import StoreDifference, diff_stores, differing_fields, relative_differences
+from persona_ray.store.diff import StoreDifference, diff_stores, relative_differences
+from persona_ray.store.identity import differing_fields
 from persona_ray.store.prepare import prepare_store
 from persona_ray.store.reader import StoreReader, open_store
 from persona_ray.store.writer import UnitWriter
