@@ -25,17 +25,24 @@ _SUM = struct.Struct("<I")
 
 def encode_chunk(values: npt.NDArray[np.generic]) -> bytes:
     """Compressed, and its check sum."""
-    codec = Blosc(CNAME, CLEVEL, Blosc.BITSHUFFLE, typesize=values.itemsize)
-    # As bytes, because bfloat16 is no type that a buffer may have.
-    return _summed(codec.encode(np.ascontiguousarray(values).reshape(-1).view(np.uint8)))
+    chunk = _compressed(np.ascontiguousarray(values))
+    return chunk + _sum_of(chunk)
 
 
 def encode_shard(values_RLD: npt.NDArray[np.generic]) -> bytes:
     """One inner chunk for each place of the second dim, then the index: offset and size of each, and its check sum."""
-    chunks = [encode_chunk(values_RLD[:, place]) for place in range(values_RLD.shape[1])]
-    sizes_L = np.array([len(chunk) for chunk in chunks], dtype="<u8")
-    index_L2 = np.stack([np.cumsum(sizes_L) - sizes_L, sizes_L], axis=1).astype("<u8")
-    return b"".join([*chunks, _summed(index_L2.tobytes())])
+    parts: list[bytes] = []
+    sizes: list[int] = []
+    # One for all: fresh memory for each costs more than moving the values.
+    values_RD = np.empty((values_RLD.shape[0], *values_RLD.shape[2:]), dtype=values_RLD.dtype)
+    for place in range(values_RLD.shape[1]):
+        values_RD[...] = values_RLD[:, place]
+        chunk = _compressed(values_RD)
+        parts += chunk, _sum_of(chunk)
+        sizes.append(len(chunk) + _SUM.size)
+    sizes_L = np.array(sizes, dtype="<u8")
+    index = np.stack([np.cumsum(sizes_L) - sizes_L, sizes_L], axis=1).astype("<u8").tobytes()
+    return b"".join([*parts, index, _sum_of(index)])
 
 
 def decode_chunk(data: bytes | memoryview, shape: Sequence[int], dtype: str) -> npt.NDArray[np.generic]:
@@ -71,8 +78,15 @@ def _decode_into(values: npt.NDArray[np.generic], data: bytes | memoryview) -> N
     Blosc().decode(payload, out=values.reshape(-1).view(np.uint8))
 
 
-def _summed(data: bytes) -> bytes:
-    return data + _SUM.pack(google_crc32c.value(data))
+def _compressed(values: npt.NDArray[np.generic]) -> bytes:
+    codec = Blosc(CNAME, CLEVEL, Blosc.BITSHUFFLE, typesize=values.itemsize)
+    # As bytes, because bfloat16 is no type that a buffer may have.
+    compressed: bytes = codec.encode(values.reshape(-1).view(np.uint8))
+    return compressed
+
+
+def _sum_of(data: bytes) -> bytes:
+    return _SUM.pack(google_crc32c.value(data))
 
 
 def _checked(data: bytes | memoryview) -> memoryview:
