@@ -116,6 +116,16 @@ def test_a_second_run_finds_everything_done_and_starts_no_actor(
     assert files_of(finished) == before
 
 
+def test_a_job_that_asks_for_a_part_of_the_store_finds_it_done(
+    chat_model: Path, small_catalog: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = files_of(finished)
+    monkeypatch.setattr(Replicas, "_start", lambda *_: pytest.fail("an actor was started"))
+    outcome = pipeline.run(job_for(chat_model, small_catalog, finished, catalog={"questions": 2}), QUIET)
+    assert (outcome.units_done, outcome.counts.asked) == (0, 16)
+    assert files_of(finished) == before
+
+
 def test_how_the_model_is_cut_does_not_bind_the_store_and_changes_no_bit(
     chat_model: Path, small_catalog: Path, finished: Path, tmp_path: Path
 ) -> None:
@@ -219,7 +229,6 @@ def test_a_store_of_another_job_is_refused_before_anything_starts(chat_model: Pa
     for changed in (
         {"rollouts": {"seed": 1}},
         {"capture": {"layers": [0]}},
-        {"catalog": {"questions": 2}},
         {"store": {"dtype": "bf16-exact"}},
         {"store": {"unit_rows": 8}},
     ):
