@@ -129,7 +129,7 @@ def test_principal_components(golden: dict[str, np.ndarray], reduced: Reduced) -
 def test_scores_that_are_absent_stay_missing(golden_folder: Path, finished: StoreReader) -> None:
     name = finished.latest_scores()
     units = sorted(finished.ledger.committed())
-    codes = finished.plan.archetypes
+    codes = finished.archetypes
     by_row = {
         r: (a, s)
         for rows in finished.scored_rows(units, name)
