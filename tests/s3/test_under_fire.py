@@ -70,7 +70,7 @@ def test_whole_units_through_random_faults(remote: Place, toy: Toy) -> None:
 @pytest.mark.timeout(1800)
 def test_two_thousand_operations_through_random_faults(remote: Place, capsys: pytest.CaptureFixture[str]) -> None:
     begin_s = time.monotonic()
-    num_operations, num_faults = write_through_faults(remote, Toy(rows=200 * 4 - 1, unit_rows=4), FAULT_RATE)
+    num_operations, num_faults = write_through_faults(remote, Toy(rows=260 * 4 - 1, unit_rows=4), FAULT_RATE)
     with capsys.disabled():
         print(f"\n{remote.url}: {num_operations} operations, {num_faults} spoilt besides, {time.monotonic() - begin_s:.0f} s")
     assert num_operations >= 2000
