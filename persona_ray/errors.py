@@ -3,7 +3,8 @@
     PersonaRayError
     ├── InputError        the user can mend it: job file, catalogue, URL, command line   -> exit 2, nothing was begun
     ├── RetryableError    the same call may well succeed later: actor lost, store throttled
-    │   └── OutOfMemoryError  a batch did not fit on its device: half of it may
+    │   ├── OutOfMemoryError  a batch did not fit on its device: half of it may
+    │   └── LostError         a process went down, perhaps over what it was doing
     ├── IntegrityError    the data are not what they must be: shape, NaN, digest, a layer that was never hooked
     ├── StateError        our own mistake: a transition that must not happen
     └── NothingUsableError  the run ended without one usable row                         -> exit 1
@@ -37,6 +38,10 @@ class RetryableError(PersonaRayError):
 
 class OutOfMemoryError(RetryableError):
     """A batch did not fit into a device's memory; nothing of it was lost."""
+
+
+class LostError(RetryableError):
+    """A process is gone, with all it was doing, which may be why."""
 
 
 class IntegrityError(PersonaRayError):

@@ -9,6 +9,8 @@ nowhere else: every step looks there first, so the same command again does only 
 
 from __future__ import annotations
 
+import logging
+import secrets
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -20,24 +22,27 @@ from persona_ray.catalog.select import Selection
 from persona_ray.config import Job
 from persona_ray.errors import NothingUsableError
 from persona_ray.judge.lexicon import LexiconJudge
-from persona_ray.planning import Setup, prepare, sampling_of
+from persona_ray.planning import Setup, expected_tokens, prepare, sampling_of
 from persona_ray.reduce.persona_space import persona_space, space_name
 from persona_ray.reduce.tasks import moments_of
 from persona_ray.rollouts.transcript import Transcriber
 from persona_ray.rollouts.wanted import opening
 from persona_ray.scheduler.driver import Driver, cluster
-from persona_ray.scheduler.state import SchedulerState
+from persona_ray.scheduler.state import Rules, SchedulerState
 from persona_ray.shards.actors.replicas import Replicas
 from persona_ray.spec import GenerationRequest, ProgressCallback, Reduced, RunCounts, SteeringCheck
 from persona_ray.steer.check import MIN_QUESTIONS, Experiment, Request, check_steering
 from persona_ray.steer.edit import AddVector
 from persona_ray.store.finish import finish_store
+from persona_ray.store.ledger import Ledger
 from persona_ray.store.plans import Plans
 from persona_ray.store.prepare import check_store, prepare_store
 from persona_ray.store.reader import StoredRows, StoreReader, open_store
 from persona_ray.store.reduced import publish_reduced, write_reduced
 from persona_ray.store.scores import ScoreWriter, publish_scores
 from persona_ray.store.steering import read_steering, write_steering
+
+log = logging.getLogger(__name__)
 
 REDUCE_TASKS = 16
 """Each holds the moments of its slice until they are merged: more tasks are more memory, and these keep any reader busy."""
@@ -106,12 +111,27 @@ def extract(setup: Setup, plans: Plans, replicas: Replicas, progress: Progress) 
     if not todo:
         return 0
     units = {index: setup.unit(plans, index) for index in todo}
-    state = SchedulerState(todo, units_per_replica=setup.replica.concurrent_units)
+    state = SchedulerState(
+        {index: len(unit.rows) for index, unit in units.items()},
+        work={index: float(sum(map(expected_tokens, unit.rows))) for index, unit in units.items()},
+        rules=rules_for(setup),
+        has_succeeded=len(todo) < len(setup.units(plans)),
+    )
+    others = Ledger(setup.job.store.url, plans.set_of(setup.captured))
     total = sum(len(plans.rows(unit)) for unit in setup.units(plans))
     done = total - sum(len(unit.rows) for unit in units.values())
     with progress.phase("rollouts and activations", total, "rollouts", done) as advance:
-        Driver(state, units, replicas).run(lambda receipt: advance(receipt.num_stored + receipt.num_refused))
+        driver = Driver(state, units, replicas, others)
+        driver.run(lambda receipt: advance(receipt.num_stored + receipt.num_refused))
+    if driver.num_double:
+        log.warning("%d units were computed here and by another run at the same time (%d in all)", driver.num_double, len(todo))
     return len(todo)
+
+
+def rules_for(setup: Setup) -> Rules:
+    """What the scheduler goes by in this run. Every run draws in an order of its own, so that two on one store share the work."""
+    slots = setup.replica.concurrent_units
+    return Rules(leases_per_replica=slots, parts=Rules().parts if setup.work.sampling else 1, seed=secrets.randbits(32))
 
 
 def judge_rollouts(setup: Setup, store: StoreReader, progress: Progress) -> None:

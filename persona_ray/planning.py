@@ -352,3 +352,12 @@ def sampling_of(job: Job) -> Sampling:
 def _lexicon_beside(location: str) -> Path | None:
     lexicon = Path(location) / "lexicon.json"
     return lexicon if lexicon.is_file() else None
+
+
+CHARACTERS_PER_TOKEN = 4.0
+"""About, in the languages of the catalogue; good enough to compare units."""
+
+
+def expected_tokens(row: Row) -> float:
+    """What a row will cost, about: the characters of its conversation."""
+    return 1 + sum(len(message.content) for message in row.conversation) / CHARACTERS_PER_TOKEN

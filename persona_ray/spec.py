@@ -116,6 +116,8 @@ class Unit:
 
     index: int
     rows: tuple[Row, ...]
+    excluded: Mapping[int, str] = field(default_factory=dict)
+    """`Row.index` -> why the row is refused without being tried."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,6 +211,8 @@ class Receipt:
     num_refused: int
     num_tokens: int
     seconds: float
+    is_ours: bool = True
+    """False: somebody else had committed the unit by then, and his rows are those that count."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -449,8 +453,8 @@ class UnitSink(Protocol):
         """Create the unit's text; answers what is really there, which may be another writer's."""
         ...
 
-    def commit(self, captured: CapturedUnit) -> None:
-        """Write the numbers, then the marker: after this the unit exists for good."""
+    def commit(self, captured: CapturedUnit) -> bool:
+        """Write the numbers, then the marker: after this the unit exists for good. False: it did before."""
         ...
 
 

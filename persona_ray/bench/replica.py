@@ -10,7 +10,7 @@ from typing import Any, Self, cast
 from persona_ray.bench.measure import Pass
 from persona_ray.bench.work import BenchWork, Done, LookAround
 from persona_ray.scheduler.driver import Driver
-from persona_ray.scheduler.state import SchedulerState
+from persona_ray.scheduler.state import Rules, SchedulerState
 from persona_ray.shards.actors.calls import answer
 from persona_ray.shards.actors.replicas import Replicas
 from persona_ray.shards.plan import ReplicaSpec
@@ -56,7 +56,7 @@ class RayReplica:
         return self._replicas.handles[0]
 
     def _drive(self, units: Sequence[int]) -> list[Done]:
-        state = SchedulerState(units, units_per_replica=self._spec.concurrent_units)
+        state = SchedulerState(dict.fromkeys(units, 1), rules=Rules(leases_per_replica=self._spec.concurrent_units, window=1, parts=1))
         receipts: list[Receipt] = []
         Driver(state, {index: Unit(index, ()) for index in units}, self._replicas).run(receipts.append)
         return sorted(cast("list[Done]", receipts), key=lambda done: done.unit)

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import numpy as np
 
-from persona_ray.rollouts.produce import generate_rollouts, import_rollouts
+from persona_ray.rollouts.produce import generate_rollouts, import_rollouts, left_out_rollout
 from persona_ray.rollouts.transcript import Transcriber
 from persona_ray.spec import Captured, CapturedUnit, Engine, Float32, Receipt, Rollout, Sampling, Spans, Unit, UnitSink
 
@@ -57,13 +58,32 @@ class ExtractUnit:
 
     def __call__(self, unit: Unit, engine: Engine) -> Receipt:
         """Rollouts, activations, commit. The first writer of the text wins, and it is his text that is measured."""
+        return self._commit(unit, engine, partial(self._rollouts, unit, engine))
+
+    def text(self, unit: Unit, engine: Engine) -> tuple[Rollout, ...]:
+        """Rollouts of a part of a unit, for `finish`. Those of its text, if that is there already."""
+        stored = _opened.get(self.open_sink).read_rollouts(unit.index)
+        if stored is None:
+            return self._rollouts(unit, engine)
+        wanted = {row.index for row in unit.rows}
+        return tuple(rollout for rollout in stored if rollout.index in wanted)
+
+    def finish(self, unit: Unit, engine: Engine, rollouts: Sequence[Rollout]) -> Receipt:
+        """Activations and commit of a unit whose rollouts were made in parts."""
+        return self._commit(unit, engine, lambda: tuple(rollouts))
+
+    def trial(self, unit: Unit, engine: Engine) -> None:
+        """All that is done with these rows, but nothing is kept."""
+        capture(self.text(unit, engine), engine, self.row_shape)
+
+    def _commit(self, unit: Unit, engine: Engine, make: Callable[[], tuple[Rollout, ...]]) -> Receipt:
         began = time.perf_counter()
         sink = _opened.get(self.open_sink)
         rollouts = sink.read_rollouts(unit.index)
         if rollouts is None:
-            rollouts = sink.write_rollouts(unit.index, self._rollouts(unit, engine))
+            rollouts = sink.write_rollouts(unit.index, make())
         told = time.perf_counter()
-        captured, activations_RLD, refused = capture(rollouts, engine, self.row_shape)
+        captured, activations_RLD, refused = capture(rollouts, engine, self.row_shape, unit.excluded)
         num_tokens = sum(len(rollout.token_ids) for rollout in rollouts if rollout.refusal is None)
         made = {
             **engine.made,
@@ -73,15 +93,21 @@ class ExtractUnit:
             "notes": list(captured.notes),
             "seconds": {"rollouts": round(told - began, 3), "capture": round(time.perf_counter() - told, 3)},
         }
-        sink.commit(CapturedUnit(unit.index, rollouts, activations_RLD, refused, made))
-        return Receipt(unit.index, len(rollouts) - len(refused), len(refused), num_tokens, time.perf_counter() - began)
+        is_ours = sink.commit(CapturedUnit(unit.index, rollouts, activations_RLD, refused, made))
+        seconds = time.perf_counter() - began
+        return Receipt(unit.index, len(rollouts) - len(refused), len(refused), num_tokens, seconds, is_ours)
 
     def _rollouts(self, unit: Unit, engine: Engine) -> tuple[Rollout, ...]:
+        """In the order of the unit's rows."""
+        rows = tuple(row for row in unit.rows if row.index not in unit.excluded)
+        left_out = [left_out_rollout(row, unit.excluded[row.index]) for row in unit.rows if row.index in unit.excluded]
         if self.sampling is None:
-            return import_rollouts(unit.rows, transcriber=self.transcriber(), max_length=self.max_length)
-        return generate_rollouts(
-            unit.rows, engine=engine, transcriber=self.transcriber(), sampling=self.sampling, max_length=self.max_length
-        )
+            made = import_rollouts(rows, transcriber=self.transcriber(), max_length=self.max_length)
+        else:
+            made = generate_rollouts(
+                rows, engine=engine, transcriber=self.transcriber(), sampling=self.sampling, max_length=self.max_length
+            )
+        return tuple(sorted((*made, *left_out), key=lambda rollout: rollout.index))
 
     def transcriber(self) -> Transcriber:
         """Of this thread."""
@@ -92,10 +118,15 @@ def _open_transcriber(find_tokenizer: Callable[[], Path], kind: Literal["instruc
     return Transcriber(str(find_tokenizer()), kind=kind, thinking=thinking)
 
 
-def capture(rollouts: Sequence[Rollout], engine: Engine, row_shape: tuple[int, int]) -> tuple[Captured, Float32, dict[int, str]]:
-    """What the engine gave for the usable rows; activations (R, L, D) with NaN in refused rows; and the reasons of those by row index."""
-    refused = {rollout.index: rollout.refusal for rollout in rollouts if rollout.refusal is not None}
-    usable = [i for i, rollout in enumerate(rollouts) if rollout.refusal is None]
+def capture(
+    rollouts: Sequence[Rollout], engine: Engine, row_shape: tuple[int, int], excluded: Mapping[int, str] | None = None
+) -> tuple[Captured, Float32, dict[int, str]]:
+    """What the engine gave for the usable rows; activations (R, L, D) with NaN in refused rows; and the reasons of those by row index.
+
+    `excluded` rows are refused for the reason that is given there, and never reach the engine.
+    """
+    refused = dict(excluded or {}) | {rollout.index: rollout.refusal for rollout in rollouts if rollout.refusal is not None}
+    usable = [i for i, rollout in enumerate(rollouts) if rollout.index not in refused]
     spans = [Spans(rollouts[i].token_ids, rollouts[i].response_start, rollouts[i].response_end) for i in usable]
     activations_RLD = np.full((len(rollouts), *row_shape), np.nan, np.float32)
     captured = engine.capture(spans) if spans else Captured(activations_RLD[:0], padded_tokens=0)

@@ -38,6 +38,11 @@ def import_rollouts(rows: Sequence[Row], *, transcriber: Transcriber, max_length
     return tuple(_import(row, transcriber, max_length) for row in rows)
 
 
+def left_out_rollout(row: Row, reason: str) -> Rollout:
+    """A row that nobody can make a rollout of."""
+    return _rollout(row, Transcript(np.empty(0, np.int32), 0, 0, refusal=reason), FinishReason.REFUSED)
+
+
 def _import(row: Row, transcriber: Transcriber, max_length: int) -> Rollout:
     transcript = transcriber.imported(row.conversation)
     if len(transcript.token_ids) > max_length:

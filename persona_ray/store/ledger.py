@@ -62,6 +62,10 @@ class Ledger:
         self._keep(dict(zip(unread, self._read(unread), strict=True)))
         return {unit: self._known[unit] for unit in committed}
 
+    def has(self, unit: int) -> bool:
+        """Whether the unit is committed now. One request."""
+        return self._backend.get_or_none(marker_key(unit, self.layer_set)) is not None
+
     def counts(self) -> RunCounts:
         """Rows asked for by all plans, stored, and refused with their reasons. Raises InputError if there is no store."""
         plans = read_plans(self._backend)

@@ -94,8 +94,8 @@ class UnitWriter:
         self._texts[unit] = text
         return text.rollouts
 
-    def commit(self, captured: CapturedUnit) -> None:
-        """Write the numbers, then the marker: after this the unit exists for good. A unit that exists is left as it is.
+    def commit(self, captured: CapturedUnit) -> bool:
+        """Write the numbers, then the marker: after this the unit exists for good. A unit that exists is left as it is: False.
 
         Raises IntegrityError for another shape, other rows, or NaN or Inf in a row that is not refused; StateError if the
         text is not the stored one.
@@ -106,7 +106,7 @@ class UnitWriter:
         # Who has just created the text is the first at this unit, or all but the first: whatever is there then, is found object by object.
         is_first = known is not None and known.is_ours
         if not is_first and self._backend.get_or_none(marker_key(unit, self.layer_set)) is not None:
-            return
+            return False
         text = self._check_text(captured, known or self._stored_text(unit))
         reasons = _reasons(captured)
         activations_key, activations_RLD, stored = self._create_activations(unit, self._rounded(captured, reasons))
@@ -119,8 +119,9 @@ class UnitWriter:
             for rollout, is_refused in zip(captured.rollouts, is_refused_R, strict=True)
             if is_refused
         }
-        self._create_marker(captured, objects, refused)
+        is_ours = self._create_marker(captured, objects, refused)
         self._create(committed_name(self.layer_set), unit, np.ones(len(captured.rollouts), dtype=np.int8))
+        return is_ours
 
     @cached_property
     def layer_set(self) -> int:
@@ -217,7 +218,7 @@ class UnitWriter:
         key = chunk_key(spec, unit)
         return key, ObjectRecord.of(self._backend.create_once(key, encode_unit(spec, _padded(spec, values_R))))
 
-    def _create_marker(self, captured: CapturedUnit, objects: Mapping[str, ObjectRecord], refused: Mapping[int, str]) -> None:
+    def _create_marker(self, captured: CapturedUnit, objects: Mapping[str, ObjectRecord], refused: Mapping[int, str]) -> bool:
         unit, key = captured.index, marker_key(captured.index, self.layer_set)
         marker = Marker(
             unit=unit,
@@ -229,10 +230,11 @@ class UnitWriter:
             created=datetime.now(UTC).isoformat(timespec="seconds"),
         )
         if self._backend.create_once(key, marker.to_bytes()).is_ours:
-            return
+            return True
         winner = Marker.from_bytes(self._backend.get(key), f"{self.url}: {key}")
         if winner.objects != objects:
             raise IntegrityError(f"{self.url}: {key} names other bytes than the store holds; was an object overwritten by hand?")
+        return False
 
 
 def _check_rows(plans: Plans, unit: int, rollouts: Sequence[Rollout]) -> None:

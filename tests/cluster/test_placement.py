@@ -16,7 +16,7 @@ from ray.util.placement_group import placement_group_table, remove_placement_gro
 
 from persona_ray.errors import InputError
 from persona_ray.scheduler.driver import Driver
-from persona_ray.scheduler.state import SchedulerState
+from persona_ray.scheduler.state import Rules, SchedulerState
 from persona_ray.shards.actors.placement import ACCELERATOR_LABEL, bundles_of, in_words, is_placed, require_room, reserve
 from persona_ray.shards.actors.replicas import Replicas
 from persona_ray.shards.plan import ReplicaSpec, StageSpec, plan_stages
@@ -137,7 +137,9 @@ def test_without_a_fixed_number_replicas_fill_the_cluster_and_a_node_that_joins(
         replicas.check()
         eventually(lambda: replicas.look_around() or len(replicas.handles) == 2)
         assert replicas.waits_for == "waiting for 4 GPUs, 2 free"
-        Driver(SchedulerState(units, units_per_replica=spec.concurrent_units), units, replicas).run(on_receipt)
+        Driver(
+            SchedulerState(dict.fromkeys(units, 1), rules=Rules(leases_per_replica=spec.concurrent_units, parts=1)), units, replicas
+        ).run(on_receipt)
         assert len(replicas.handles) == 3
     nodes = Counter(path.read_text() for path in tmp_path.iterdir())
     assert nodes.total() == 60

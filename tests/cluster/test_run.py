@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from persona_ray.config import Job, parse_job
 from persona_ray.errors import InputError, NothingUsableError, RetryableError
 from persona_ray.planning import prepare
 from persona_ray.scheduler.driver import Driver, cluster
-from persona_ray.scheduler.state import SchedulerState
+from persona_ray.scheduler.state import Rules, SchedulerState
 from persona_ray.shards.actors.replica import UnitWork
 from persona_ray.shards.actors.replicas import Replicas
 from persona_ray.spec import Engine, Receipt, Rollout, RowKey, Unit
@@ -45,6 +46,10 @@ def job_for(model: Path, catalog: Path, url: Path, /, **sections: dict[str, Any]
         "reduce": {"min_count": 2},
     }
     return parse_job(document | {name: document.get(name, {}) | values for name, values in sections.items()})
+
+
+def state_for(units: Mapping[int, Unit], **rules: Any) -> SchedulerState:
+    return SchedulerState({index: len(unit.rows) for index, unit in units.items()}, rules=Rules(**rules))
 
 
 def rows_of(url: Path) -> dict[RowKey, tuple[Rollout, bytes]]:
@@ -161,7 +166,7 @@ def test_a_lost_process_costs_time_and_nothing_else(
     setup = prepare(job)
     plans = prepare_store(job.store.url, identity=setup.identity, plan=setup.plan, job=setup.job.as_dict())
     units = {index: setup.unit(plans, index) for index in plans.units}
-    state = SchedulerState(units, units_per_replica=setup.replica.concurrent_units)
+    state = state_for(units, leases_per_replica=setup.replica.concurrent_units)
     work = Sabotage(setup.work, unit=3, how=how, note=tmp_path / "struck")
     receipts: list[Receipt] = []
     with cluster(None), Replicas(setup.replica, work, count=1, name="sabotaged") as replicas:
@@ -178,7 +183,7 @@ def test_an_interrupted_run_is_continued_to_the_same_store(chat_model: Path, sma
     plans = prepare_store(job.store.url, identity=setup.identity, plan=setup.plan, job=setup.job.as_dict())
     begun = {index: setup.unit(plans, index) for index in (0, 1, 5)}
     with cluster(None), Replicas(setup.replica, setup.work, count=1, name="begun") as replicas:
-        Driver(SchedulerState(begun), begun, replicas).run(lambda _: None)
+        Driver(state_for(begun), begun, replicas).run(lambda _: None)
     before = files_of(tmp_path / "store")
     assert open_store(setup.job.store.url).ledger.committed() == {0, 1, 5}
     outcome = pipeline.run(job, QUIET)
@@ -316,7 +321,7 @@ def test_replicas_reserve_no_cpu_that_reduce_tasks_would_wait_for(chat_model: Pa
     setup = prepare(job_for(chat_model, small_catalog, tmp_path / "store"))
     units = {0: setup.unit(setup.plans(), 0)}
     with cluster(None), Replicas(setup.replica, Idle(), count=1, name="idle") as replicas:
-        Driver(SchedulerState(units), units, replicas).run(lambda _: None)
+        Driver(state_for(units), units, replicas).run(lambda _: None)
 
 
 class Hopeless:
@@ -330,8 +335,8 @@ def test_a_unit_that_always_fails_ends_the_run_with_its_reason(chat_model: Path,
     setup = prepare(job_for(chat_model, small_catalog, tmp_path / "store"))
     units = {0: setup.unit(setup.plans(), 0)}
     with cluster(None), Replicas(setup.replica, Hopeless(), count=1, name="hopeless") as replicas:
-        driver = Driver(SchedulerState(units, max_attempts=2), units, replicas)
-        with pytest.raises(RetryableError, match="1 units failed 2 times each, first unit 0: the store is on fire"):
+        driver = Driver(state_for(units, max_attempts=2), units, replicas)
+        with pytest.raises(RetryableError, match="1 units failed again and again, on every replica, first unit 0: the store is on fire"):
             driver.run(lambda _: None)
 
 

@@ -8,20 +8,20 @@ from typing import Any
 import ray
 from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
 
-from persona_ray.errors import PersonaRayError, RetryableError
+from persona_ray.errors import LostError, PersonaRayError, RetryableError
 
 
 def answer(future: object) -> Any:
-    """`ray.get`, with a lost process or object as RetryableError, and our own errors as themselves."""
+    """`ray.get`, with a lost process or object as LostError, and our own errors as themselves."""
     try:
         return ray.get(future)  # type: ignore[call-overload]
     except (RayActorError, ObjectLostError) as error:
-        raise RetryableError(f"a shard was lost: {str(error).strip().splitlines()[0]}") from error
+        raise LostError(f"a shard was lost: {str(error).strip().splitlines()[0]}") from error
     except RayTaskError as error:
         if isinstance(error.cause, PersonaRayError):
             raise error.cause from error
         if isinstance(error.cause, (RayActorError, ObjectLostError)):  # an earlier stage was lost while this one waited for its output
-            raise RetryableError(f"a shard was lost: {str(error.cause).strip().splitlines()[0]}") from error
+            raise LostError(f"a shard was lost: {str(error.cause).strip().splitlines()[0]}") from error
         raise
 
 

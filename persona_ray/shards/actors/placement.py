@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ray
-from ray.util.placement_group import PlacementGroup, placement_group
+from ray._private.state import state as ray_state
+from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from persona_ray.errors import InputError
@@ -43,6 +44,21 @@ def reserve(spec: ReplicaSpec, name: str) -> PlacementGroup:
 def is_placed(group: PlacementGroup) -> bool:
     """Whether all bundles have their place."""
     return bool(group.wait(timeout_seconds=0))
+
+
+def stands(group: PlacementGroup) -> bool:
+    """Whether no node of the place is gone."""
+    return bool(placement_group_table(group).get("state") == "CREATED")
+
+
+def nodes_of(group: PlacementGroup) -> frozenset[str]:
+    """Hexadecimal ids of the nodes of a place."""
+    return frozenset(placement_group_table(group).get("bundles_to_node_id", {}).values())
+
+
+def draining_nodes() -> frozenset[str]:
+    """Hexadecimal ids of the nodes that will be taken away. Ray has no public name for them."""
+    return frozenset(ray_state.get_draining_nodes())
 
 
 def place_in(group: PlacementGroup, stage: int) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import ray
 from ray.experimental.collective import create_collective_group, destroy_collective_group
@@ -26,7 +26,7 @@ from persona_ray.shards.engine import ShardEngine
 from persona_ray.shards.link import LocalLink, StageLink
 from persona_ray.shards.plan import ReplicaSpec
 from persona_ray.shards.stage import Stage
-from persona_ray.spec import Edit, Engine, Generated, GenerationRequest, Receipt, Sampling, Unit
+from persona_ray.spec import Edit, Engine, Generated, GenerationRequest, Receipt, Rollout, Sampling, Unit
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +39,22 @@ class UnitWork(Protocol):
 
     def __call__(self, unit: Unit, engine: Engine) -> Receipt:
         """Rollouts, activations, commit."""
+        ...
+
+
+class SplitWork(UnitWork, Protocol):
+    """Work that can be done in parts."""
+
+    def text(self, unit: Unit, engine: Engine) -> tuple[Rollout, ...]:
+        """Rollouts of the unit's rows, which may be some of them only. Nothing is written."""
+        ...
+
+    def finish(self, unit: Unit, engine: Engine, rollouts: Sequence[Rollout]) -> Receipt:
+        """Activations and commit."""
+        ...
+
+    def trial(self, unit: Unit, engine: Engine) -> None:
+        """Rollouts and activations of the unit's rows, which may be some of them only. Nothing is kept."""
         ...
 
 
@@ -74,6 +90,21 @@ class ReplicaActor:
         """The unit, from text to marker."""
         with self._suspicion() as engine:
             return self._work(unit, engine)
+
+    def text(self, unit: Unit) -> tuple[Rollout, ...]:
+        """Of a part of a unit."""
+        with self._suspicion() as engine:
+            return cast("SplitWork", self._work).text(unit, engine)
+
+    def finish(self, unit: Unit, rollouts: Sequence[Rollout]) -> Receipt:
+        """The unit, from its rollouts to the marker."""
+        with self._suspicion() as engine:
+            return cast("SplitWork", self._work).finish(unit, engine, rollouts)
+
+    def trial(self, unit: Unit) -> None:
+        """Do these rows bring the replica down?"""
+        with self._suspicion() as engine:
+            cast("SplitWork", self._work).trial(unit, engine)
 
     def generate(self, requests: Sequence[GenerationRequest], sampling: Sampling, edits: Sequence[Edit]) -> list[Generated]:
         """Answers outside of any unit, for the steering check."""

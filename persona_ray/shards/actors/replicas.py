@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal, Self
 
 import ray
@@ -13,7 +13,17 @@ from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from persona_ray.errors import RetryableError
 from persona_ray.shards.actors.calls import answer
-from persona_ray.shards.actors.placement import in_words, is_placed, place_in, require_room, reserve, shard_options
+from persona_ray.shards.actors.placement import (
+    draining_nodes,
+    in_words,
+    is_placed,
+    nodes_of,
+    place_in,
+    require_room,
+    reserve,
+    shard_options,
+    stands,
+)
 from persona_ray.shards.actors.replica import ReplicaActor, UnitWork
 from persona_ray.shards.plan import ReplicaSpec
 from persona_ray.spec import Edit, Generated, GenerationRequest, ProgressCallback, Sampling
@@ -42,6 +52,7 @@ class Replicas:
         self._handles: dict[int, Any] = {}
         self._asked_for: dict[int, PlacementGroup] = {}
         """Replica -> its place, there or not."""
+        self._retired: set[int] = set()
 
     @property
     def handles(self) -> Mapping[int, Any]:
@@ -52,6 +63,26 @@ class Replicas:
     def waits_for(self) -> str | None:
         """What the next replica lacks, in words; None if all are placed."""
         return None if len(self._handles) == len(self._asked_for) else in_words(self._spec)
+
+    @property
+    def draining(self) -> Collection[int]:
+        """Replicas on nodes that will be taken away: the cloud has said so, and Ray was told."""
+        nodes = draining_nodes()
+        return [replica for replica in self._handles if nodes and nodes.intersection(nodes_of(self._asked_for[replica]))]
+
+    def has_place(self, replica: int) -> bool:
+        """False: a node of the replica is gone, and its place with it."""
+        return replica in self._asked_for and stands(self._asked_for[replica])
+
+    def restart(self, replica: int) -> None:
+        """End its process; Ray starts it again."""
+        ray.kill(self._handles[replica], no_restart=False)
+
+    def retire(self, replica: int) -> None:
+        """End its process for good, and give its place back."""
+        ray.kill(self._handles[replica])
+        remove_placement_group(self._asked_for[replica])
+        self._retired.add(replica)
 
     def check(self) -> None:
         """Wait until one copy of the model is loaded. What is wrong with model or cluster comes out here, before anything is written.
@@ -94,7 +125,7 @@ class Replicas:
         return answers
 
     def _generate(self, number: int, batch: EditedBatch, sampling: Sampling) -> Any:
-        handles = list(self._handles.values())
+        handles = [handle for replica, handle in self._handles.items() if replica not in self._retired]
         return handles[number % len(handles)].generate.remote(batch[0], sampling, batch[1])
 
     def _answers(self, number: int, batch: EditedBatch, sampling: Sampling, ref: Any) -> list[Generated]:
@@ -111,10 +142,10 @@ class Replicas:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for handle in self._handles.values():
-            ray.kill(handle)
-        for place in self._asked_for.values():
-            remove_placement_group(place)
+        for replica in self._asked_for.keys() - self._retired:
+            if replica in self._handles:
+                ray.kill(self._handles[replica])
+            remove_placement_group(self._asked_for[replica])
         self._handles, self._asked_for = {}, {}
 
     def _start(self, index: int, place: PlacementGroup) -> Any:
