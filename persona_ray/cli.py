@@ -20,6 +20,7 @@ from rich.console import Console
 
 from persona_ray.bench.command import with_settings
 from persona_ray.bench.settings import Settings
+from persona_ray.cli_cluster import cluster_app
 from persona_ray.cli_store import AsJson, StoreUrl, store_app
 from persona_ray.config import Job, job_schema, load_job
 from persona_ray.errors import EXIT_DONE, EXIT_FAILED, EXIT_INPUT, EXIT_INTERRUPTED, InputError, PersonaRayError
@@ -37,6 +38,7 @@ app = typer.Typer(
     help="Extract the persona space of a language model: rollouts, activations, the Assistant Axis.",
 )
 app.add_typer(store_app, name="store")
+app.add_typer(cluster_app)
 
 
 @app.command()
@@ -262,6 +264,7 @@ def _summary(outcome: Outcome, page: Path, *, as_json: bool) -> None:
         **run_facts,
         "store_url": outcome.store_url,
         "units_done": outcome.units_done,
+        "stopped": outcome.stopped,
         "axis": axis_json(outcome.reduced),
         "steering": None if outcome.steering is None else steering_json(outcome.steering),
         "report": str(page),
@@ -270,6 +273,8 @@ def _summary(outcome: Outcome, page: Path, *, as_json: bool) -> None:
     if outcome.steering is not None:
         parts.append(steering_table(outcome.steering))
     resumed = "" if outcome.units_done else "Everything was there already; nothing was generated again.\n"
+    if outcome.stopped:
+        resumed = f"stopped by {outcome.stopped}; the same command goes on from here\n"
     following = f"{resumed}\nstore    {outcome.store_url}\nreport   {page}\nnext     {_command()} axis {shlex.quote(outcome.store_url)}"
     show(facts, *parts, run_table(run_facts), following, as_json=as_json)
 

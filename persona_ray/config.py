@@ -199,11 +199,11 @@ class ReduceConfig(_Section):
 
 
 class LimitsConfig(_Section):
-    """Where a run stops cleanly. Not in this version."""
+    """Where a run stops cleanly: what is under way is finished, judged and reduced. The same command goes on from there."""
 
-    hours: None = None
-    rows: None = None
-    money: None = None
+    hours: float | None = Field(None, gt=0, description="Wall time after which no unit is begun any more.")
+    rows: int | None = Field(None, ge=1, description="Rows that one run adds, at most: the first ones in work order, in whole units.")
+    money: None = Field(None, description="Not in this version.")
 
 
 class Job(_Section):

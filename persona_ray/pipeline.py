@@ -21,6 +21,7 @@ from typing import Protocol
 from persona_ray.catalog.select import Selection
 from persona_ray.config import Job
 from persona_ray.errors import NothingUsableError
+from persona_ray.interrupt import Interruptions
 from persona_ray.judge.lexicon import LexiconJudge
 from persona_ray.planning import Setup, expected_tokens, prepare, sampling_of
 from persona_ray.reduce.persona_space import persona_space, space_name
@@ -28,6 +29,7 @@ from persona_ray.reduce.tasks import moments_of
 from persona_ray.rollouts.transcript import Transcriber
 from persona_ray.rollouts.wanted import opening
 from persona_ray.scheduler.driver import Driver, cluster
+from persona_ray.scheduler.limits import over_time, within_rows
 from persona_ray.scheduler.state import Rules, SchedulerState
 from persona_ray.shards.actors.replicas import Replicas
 from persona_ray.spec import GenerationRequest, ProgressCallback, Reduced, RunCounts, SteeringCheck
@@ -68,6 +70,8 @@ class Outcome:
     steering: SteeringCheck | None
     seconds: Mapping[str, float]
     """Wall time of this run's phases."""
+    stopped: str | None
+    """The limit that ended the run before all of the job's rows were there."""
 
 
 def run(job: Job, progress: Progress, *, address: str | None = None) -> Outcome:
@@ -79,8 +83,9 @@ def run(job: Job, progress: Progress, *, address: str | None = None) -> Outcome:
     setup = prepare(job)
     url = setup.job.store.url
     plans = check_store(url, identity=setup.identity, plan=setup.plan, layers=setup.captured)
-    todo = setup.units_to_do(plans)
-    with clock("start"), cluster(address), Replicas(setup.replica, setup.work, count=job.shards.replicas, name=job.name) as replicas:
+    todo = within_rows({unit: len(plans.rows(unit)) for unit in setup.units_to_do(plans)}, job.limits.rows)
+    replicas = Replicas(setup.replica, setup.work, count=job.shards.replicas, name=job.name)
+    with clock("start"), cluster(address), Interruptions() as interruptions, replicas:
         if todo:
             with progress.phase("load the model", len(setup.replica.stages), "stages") as advance:
                 replicas.check()
@@ -90,7 +95,7 @@ def run(job: Job, progress: Progress, *, address: str | None = None) -> Outcome:
         store = open_store(url)
         try:
             with clock("rollouts and activations"):
-                units_done = extract(setup, plans, replicas, progress)
+                extracted = extract(setup, plans, replicas, progress, interruptions)
             with clock("judge"):
                 judge_rollouts(setup, store, progress)
             with clock("reduce"):
@@ -99,17 +104,30 @@ def run(job: Job, progress: Progress, *, address: str | None = None) -> Outcome:
                 steering = steer(setup, store, reduced, replicas, progress)
         finally:
             finish_store(url)
-    return Outcome(url, counts_of(setup, plans, store), units_done, reduced, steering, clock.seconds)
+    return Outcome(url, counts_of(setup, plans, store), extracted.num_units, reduced, steering, clock.seconds, extracted.stopped)
 
 
 # ---- the steps, in the order of the story -----------------------------------------------------------------------------
 
 
-def extract(setup: Setup, plans: Plans, replicas: Replicas, progress: Progress) -> int:
-    """Every row of the job becomes a committed row of activations, or a refused one. Answers how many units were still to do."""
-    todo = setup.units_to_do(plans)
+@dataclass(frozen=True, slots=True)
+class Extracted:
+    """What became of the rows that were still to do."""
+
+    num_units: int
+    """Units that were computed here, or by another run meanwhile."""
+    stopped: str | None
+    """The limit that left some of them undone."""
+
+
+def extract(setup: Setup, plans: Plans, replicas: Replicas, progress: Progress, interruptions: Interruptions) -> Extracted:
+    """Every row of the job becomes a committed row of activations, or a refused one, as far as the job's limits go."""
+    limits, began = setup.job.limits, time.monotonic()
+    missing = setup.units_to_do(plans)
+    todo = within_rows({unit: len(plans.rows(unit)) for unit in missing}, limits.rows)
+    stopped = None if len(todo) == len(missing) else f"limits.rows: {limits.rows} in one run"
     if not todo:
-        return 0
+        return Extracted(0, stopped)
     units = {index: setup.unit(plans, index) for index in todo}
     state = SchedulerState(
         {index: len(unit.rows) for index, unit in units.items()},
@@ -120,12 +138,18 @@ def extract(setup: Setup, plans: Plans, replicas: Replicas, progress: Progress) 
     others = Ledger(setup.job.store.url, plans.set_of(setup.captured))
     total = sum(len(plans.rows(unit)) for unit in setup.units(plans))
     done = total - sum(len(unit.rows) for unit in units.values())
-    with progress.phase("rollouts and activations", total, "rollouts", done) as advance:
-        driver = Driver(state, units, replicas, others)
+    with progress.phase("rollouts and activations", total, "rollouts", done) as advance, interruptions.drained():
+        driver = Driver(
+            state,
+            units,
+            replicas,
+            others,
+            stop_reason=lambda: interruptions.reason or over_time(time.monotonic() - began, limits.hours),
+        )
         driver.run(lambda receipt: advance(receipt.num_stored + receipt.num_refused))
     if driver.num_double:
         log.warning("%d units were computed here and by another run at the same time (%d in all)", driver.num_double, len(todo))
-    return len(todo)
+    return Extracted(len(state.stored), state.stop_reason or stopped)
 
 
 def rules_for(setup: Setup) -> Rules:

@@ -87,7 +87,7 @@ def test_defaults_are_those_of_the_design() -> None:
         ({"judge": {"path": "x"}}, "path is set, but backend is none"),
         ({"reduce": {"preset": "published-code"}}, "reduce.preset: 'published-code' is not available"),
         ({"reduce": {"stop": {"cosine": 0.99}}}, "reduce.stop: is not available in this version"),
-        ({"limits": {"hours": 3}}, "limits.hours: is not available in this version"),
+        ({"limits": {"money": 3}}, "limits.money: is not available in this version"),
         ({"store": {"url": "memory://x"}}, "a memory: store lives in one process only"),
         ({"store": {"url": "s", "dtype": "float16"}}, "store.dtype: input should be 'bf16-exact', 'float32' or 'bfloat16'"),
         ({"store": {"url": "s", "client": "fsspec"}}, "client: fsspec needs an s3:// URL"),

@@ -25,10 +25,14 @@ ALLOWED: dict[str, set[str]] = {
     "verify": BASE | SIBLINGS,
     "bench": BASE | SIBLINGS,
     "terminal": BASE,
+    "interrupt": set(),
     "planning": BASE | SIBLINGS,
-    "pipeline": BASE | SIBLINGS | {"planning", "report", "serve"},
+    "pipeline": BASE | SIBLINGS | {"planning", "interrupt", "report", "serve"},
+    "submit": BASE | {"store"},
     "cli_store": BASE | SIBLINGS | {"report", "terminal"},
-    "cli": BASE | SIBLINGS | {"report", "serve", "verify", "bench", "terminal", "planning", "pipeline", "cli_store"},
+    "cli_cluster": BASE | {"report", "terminal", "submit", "cli_store"},
+    "cli": BASE | SIBLINGS | {"report", "serve", "verify", "bench", "terminal", "planning", "pipeline", "cli_store", "cli_cluster"},
+    "__main__": {"cli"},
 }
 """Part -> the parts that it may import. One way only:
 errors <- spec <- config <- {siblings} <- {report, serve, planning} <- pipeline <- cli."""

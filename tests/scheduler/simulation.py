@@ -9,7 +9,19 @@ from dataclasses import dataclass, field
 from itertools import count
 from math import exp
 
-from persona_ray.scheduler.events import Event, Instruction, Kind, Lease, LeaseDone, ReplicaLost, ReplicaReady, Run, Tick
+from persona_ray.scheduler.events import (
+    Event,
+    Instruction,
+    Kind,
+    Lease,
+    LeaseDone,
+    LeaseFound,
+    ReplicaLost,
+    ReplicaReady,
+    Run,
+    Tick,
+    UnitsFound,
+)
 from persona_ray.scheduler.state import Rules, SchedulerState
 
 FINISH_SHARE = 0.1
@@ -88,3 +100,43 @@ def static_split_s(seconds: Sequence[float], replicas: int) -> float:
 def lower_bound_s(seconds: Sequence[float], replicas: int) -> float:
     """The larger of mean load and longest unit."""
     return max(sum(seconds) / replicas, *seconds)
+
+
+LOOK_AT_LEDGER_S = 30.0
+
+
+def two_drivers(seconds: Sequence[float], replicas: int, seed: int) -> tuple[int, int]:
+    """Units that both computed, and units in all, when two drivers with `replicas` each begin at the same moment on one store.
+
+    Each asks for a unit's marker before it begins it, and lists all of them now and then.
+    """
+    states = [SchedulerState(dict.fromkeys(range(len(seconds)), 256), rules=Rules(seed=seed + i, parts=1)) for i in range(2)]
+    committed: set[int] = set()
+    events: list[tuple[float, int, int, Event]] = []
+    tickets = count()
+    num_double = 0
+
+    def handle(driver: int, event: Event, now_s: float) -> None:
+        for instruction in states[driver].handle(event, now_s):
+            if isinstance(instruction, Run):
+                lease = instruction.lease
+                if lease.task.unit in committed:
+                    handle(driver, LeaseFound(lease.number), now_s)
+                else:
+                    heapq.heappush(events, (now_s + seconds[lease.task.unit], next(tickets), driver, LeaseDone(lease.number)))
+
+    for driver in range(2):
+        heapq.heappush(events, (LOOK_AT_LEDGER_S, next(tickets), driver, Tick()))
+        for replica in range(replicas):
+            handle(driver, ReplicaReady(replica), 0.0)
+    while not all(state.is_done for state in states):
+        now_s, _, driver, event = heapq.heappop(events)
+        if isinstance(event, Tick):
+            heapq.heappush(events, (now_s + LOOK_AT_LEDGER_S, next(tickets), driver, Tick()))
+            event = UnitsFound(frozenset(committed))
+        elif isinstance(event, LeaseDone) and event.lease in states[driver].leases:
+            unit = states[driver].leases[event.lease].task.unit
+            num_double += unit in committed
+            committed.add(unit)
+        handle(driver, event, now_s)
+    return num_double, len(committed)

@@ -29,7 +29,7 @@ from persona_ray.scheduler.events import (
     UnitsFound,
 )
 from persona_ray.scheduler.state import Rules, SchedulerState
-from tests.scheduler.simulation import Simulation, lognormal_units, lower_bound_s, static_split_s
+from tests.scheduler.simulation import Simulation, lognormal_units, lower_bound_s, static_split_s, two_drivers
 
 
 class Checked:
@@ -321,3 +321,10 @@ def test_lost_spot_nodes_cost_at_most_their_own_units() -> None:
     assert disturbed.num_losses > 50
     lost_s = disturbed.wasted_s + disturbed.num_losses * disturbed.away_s
     assert taken_s <= Simulation(seconds, 100, Rules(window=100)).run() + lost_s / 100 + 2 * max(seconds)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_two_drivers_on_one_store_share_the_work(seed: int) -> None:
+    num_double, num_units = two_drivers(lognormal_units(200, 0.3, seed), replicas=2, seed=100 * seed)
+    assert num_units == 200
+    assert num_double <= 20
