@@ -47,12 +47,12 @@ def start_writer(url: str, toy: Toy, seed: int) -> subprocess.Popen[str]:
     return process
 
 
-def write_through_faults(place: Place, toy: Toy, rate: float) -> tuple[int, int]:
+def write_through_faults(place: Place, toy: Toy, rate: float, num_threads: int = 1) -> tuple[int, int]:
     """Operations (requests that were answered) and faults while a whole job is written; then all of it is read, with faults and without."""
     place.proxy.spoil_at_random(rate, seed=1)
     with place.proxy.log() as requests:
         toy.prepare(place.url)
-        write_units(place.url, toy, seed=0)
+        write_units(place.url, toy, seed=0, num_threads=num_threads)
     check_complete(place.url, toy, [0])
     place.proxy.heal()
     check_complete(place.url, toy, [0])
@@ -70,7 +70,7 @@ def test_whole_units_through_random_faults(remote: Place, toy: Toy) -> None:
 @pytest.mark.timeout(1800)
 def test_two_thousand_operations_through_random_faults(remote: Place, capsys: pytest.CaptureFixture[str]) -> None:
     begin_s = time.monotonic()
-    num_operations, num_faults = write_through_faults(remote, Toy(rows=260 * 4 - 1, unit_rows=4), FAULT_RATE)
+    num_operations, num_faults = write_through_faults(remote, Toy(rows=260 * 4 - 1, unit_rows=4), FAULT_RATE, num_threads=4)
     with capsys.disabled():
         print(f"\n{remote.url}: {num_operations} operations, {num_faults} spoilt besides, {time.monotonic() - begin_s:.0f} s")
     assert num_operations >= 2000

@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 import sys
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
@@ -33,13 +34,18 @@ def write_unit(writer: UnitWriter, toy: Toy, unit: int, seed: int) -> None:
     writer.commit(toy.captured(unit, seed=seed, rollouts=texts, activations=values_of(toy, unit, seed, texts)))
 
 
-def write_units(url: str, toy: Toy, seed: int, units: Iterable[int] | None = None) -> None:
-    """Every unit, or those given, each committed by whoever comes first."""
-    writer = UnitWriter(url)
+def write_units(url: str, toy: Toy, seed: int, units: Iterable[int] | None = None, num_threads: int = 1) -> None:
+    """Every unit, or those given, each committed by whoever comes first; by several threads with a writer each, as in a replica."""
     order = list(toy.plan.units if units is None else units)
     random.Random(seed).shuffle(order)
-    for unit in order:
-        write_unit(writer, toy, unit, seed)
+
+    def write(units: list[int]) -> None:
+        writer = UnitWriter(url)
+        for unit in units:
+            write_unit(writer, toy, unit, seed)
+
+    with ThreadPoolExecutor(num_threads) as threads:
+        list(threads.map(write, [order[i::num_threads] for i in range(num_threads)]))
 
 
 if __name__ == "__main__":
