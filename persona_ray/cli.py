@@ -24,6 +24,7 @@ from persona_ray.cli_cluster import cluster_app
 from persona_ray.cli_store import AsJson, StoreUrl, store_app
 from persona_ray.config import Job, job_schema, load_job
 from persona_ray.errors import EXIT_DONE, EXIT_FAILED, EXIT_INPUT, EXIT_INTERRUPTED, InputError, PersonaRayError
+from persona_ray.logs import log_to
 from persona_ray.terminal import show
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ def run(
     address: Annotated[str | None, typer.Option(help="Ray cluster: auto, or host:port of its head. Default: a local one.")] = None,
     overrides: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Replace a key of the job.")] = None,
     report: Annotated[Path | None, typer.Option(help="HTML file. Default: NAME-report.html in the current folder.")] = None,
+    log: Annotated[Path | None, typer.Option(help="File to which every lease, loss and refusal is appended, as JSON lines.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Run a job, or resume it: what is committed is never done again.
@@ -71,6 +73,8 @@ def run(
     Example: persona-ray run jobs/quickstart.yaml --set shards.stages=1
     """
     loaded = load_job(job, overrides or [])
+    if log is not None:
+        log_to(log, loaded.name)
     _run(loaded, report or Path(f"{loaded.name}-report.html"), address=address, as_json=as_json)
 
 

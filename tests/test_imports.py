@@ -26,12 +26,13 @@ ALLOWED: dict[str, set[str]] = {
     "bench": BASE | SIBLINGS,
     "terminal": BASE,
     "interrupt": set(),
+    "logs": {"errors"},
     "planning": BASE | SIBLINGS,
     "pipeline": BASE | SIBLINGS | {"planning", "interrupt", "report", "serve"},
     "submit": BASE | {"store"},
     "cli_store": BASE | SIBLINGS | {"report", "terminal"},
     "cli_cluster": BASE | {"report", "terminal", "submit", "cli_store"},
-    "cli": BASE | SIBLINGS | {"report", "serve", "verify", "bench", "terminal", "planning", "pipeline", "cli_store", "cli_cluster"},
+    "cli": BASE | SIBLINGS | {"report", "serve", "verify", "bench", "terminal", "planning", "pipeline", "cli_store", "cli_cluster", "logs"},
     "__main__": {"cli"},
 }
 """Part -> the parts that it may import. One way only:

@@ -301,6 +301,9 @@ class Driver:
             case Kind.TRIAL:
                 ref = handle.trial.remote(unit)
         self._leases[ref] = lease
+        log.debug(
+            "lease %d begins: unit %d, %s, on replica %d", lease.number, task.unit, task.kind.value, lease.replica, extra=about(lease)
+        )
 
     def _forget(self, replica: int) -> None:
         """What it was asked is not waited for any more."""
@@ -344,6 +347,7 @@ class Driver:
             self._handle(LeaseFailed(lease.number, _first_line(error)))
         else:
             self._seen[lease.replica].losses = 0
+            log.debug("lease %d is done: unit %d", lease.number, lease.task.unit, extra=about(lease))
             self._keep(lease, answer, on_receipt)
             self._handle(LeaseDone(lease.number))
 
@@ -361,12 +365,12 @@ class Driver:
         """Raises what ends the run: wrong data, a defect, or anything unknown before a single unit has succeeded."""
         cause = error.cause
         if isinstance(cause, RetryableError):
-            log.warning("unit %d on replica %d: %s; it will be done again", lease.task.unit, lease.replica, cause)
+            log.warning("unit %d on replica %d: %s; it will be done again", lease.task.unit, lease.replica, cause, extra=about(lease))
             return LeaseFailed(lease.number, str(cause), is_fault=isinstance(cause, LostError))
         if isinstance(cause, PersonaRayError) or not self.state.has_succeeded:
             raise at_work(error) from error
         reason = f"{type(cause).__name__}: {_first_line(cause)}"
-        log.warning("unit %d on replica %d: %s; it will be done again", lease.task.unit, lease.replica, reason)
+        log.warning("unit %d on replica %d: %s; it will be done again", lease.task.unit, lease.replica, reason, extra=about(lease))
         return LeaseFailed(lease.number, reason, is_fault=True)
 
     def _lost(self, replica: int, reason: str) -> None:
@@ -375,10 +379,17 @@ class Driver:
         struck = f"units {', '.join(map(str, held))} were under way" if held else "nothing was under way"
         why = reason if is_fault else "a node of it is gone"
         self._last_loss = reason
-        log.warning("replica %d was lost (%s); %s; it is being started again", replica, why, struck)
+        log.warning(
+            "replica %d was lost (%s); %s; it is being started again", replica, why, struck, extra={"replica": replica, "units": held}
+        )
         self._forget(replica)
         self._probe_later(replica)
         self._handle(ReplicaLost(replica, reason, is_fault=is_fault))
+
+
+def about(lease: Lease) -> dict[str, Any]:
+    """What a log record of the lease is about."""
+    return {"lease": lease.number, "replica": lease.replica, "unit": lease.task.unit, "kind": lease.task.kind.value}
 
 
 def _first_line(error: BaseException) -> str:
