@@ -107,10 +107,9 @@ def main() -> int:
             "no-op": measure(settings.replicas, settings.units, 0.0, leases=2),
             "paced": measure(settings.replicas, 10 * settings.replicas, settings.unit_s, leases=1),
         }
-    print(
-        f"no-op replicas   {results['no-op']['units_per_s']:.0f} units/s, {results['no-op']['driver_cpu_ms_per_unit']:.2f} CPU-ms of the driver each"
-    )
-    print(f"{settings.unit_s:g} s a unit     idle {results['paced']['idle_percent']:.2f} % of a replica's time")
+    no_op, paced = results["no-op"], results["paced"]
+    print(f"no-op replicas   {no_op['units_per_s']:.0f} units/s, {no_op['driver_cpu_ms_per_unit']:.2f} CPU-ms of the driver each")
+    print(f"{settings.unit_s:g} s a unit       idle {paced['idle_percent']:.2f} % of a replica's time")
     if settings.json is not None:
         settings.json.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     return 0

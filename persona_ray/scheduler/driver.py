@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import ray
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import ActorUnavailableError, RayActorError, RayError, RayTaskError
 
 from persona_ray.errors import InputError, IntegrityError, LostError, PersonaRayError, RetryableError
 from persona_ray.scheduler.events import (
@@ -326,6 +326,9 @@ class Driver:
     def _take_probe(self, ref: Any, replica: int) -> None:
         try:
             ray.get(ref)
+        except ActorUnavailableError as error:  # it is on its way back
+            log.debug("replica %d: %s", replica, _first_line(error), extra={"replica": replica})
+            self._probe_later(replica)
         except RayActorError as error:
             self._lost(replica, _first_line(error))
         except RayTaskError as error:

@@ -37,7 +37,7 @@ POISON = 9
 RULES = Rules(max_faults=1, first_deadline_s=8, deadline_floor_s=8, pause_s=0.1)
 
 
-def job_for(model: Path, catalog: Path, url: Path, **sections: dict[str, Any]) -> Job:
+def job_for(model: Path, catalog: Path, url: Path, /, **sections: dict[str, Any]) -> Job:
     document: dict[str, Any] = {
         "name": "test",
         "model": {"id": str(model), "dtype": "float32"},

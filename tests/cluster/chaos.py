@@ -1,0 +1,209 @@
+"""One run on a real cluster of several nodes, struck at random times until all faults have struck.
+
+The driver is a process of its own, started again by the same command whenever it is gone; the head is another one, and a new
+cluster takes its place when that is lost.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+LOCAL = Path(__file__).parents[2] / "cluster" / "local"
+PATIENCE_S = 240.0
+"""Without a single new marker; then the run hangs."""
+
+
+@dataclass
+class LocalCluster:
+    """`cluster/local`, in a folder of its own."""
+
+    folder: Path
+    workers: int
+
+    def start(self) -> None:
+        self._call("start", str(self.workers))
+
+    def stop(self) -> None:
+        self._call("stop")
+
+    def lose_a_node_and_add_one(self) -> None:
+        self._call("remove")
+        self._call("add")
+
+    def kill_head(self) -> None:
+        os.killpg(int((self.folder / "head.pid").read_text()), signal.SIGKILL)
+
+    @property
+    def address(self) -> str:
+        return (self.folder / "address").read_text().strip()
+
+    @property
+    def environment(self) -> dict[str, str]:
+        token = (self.folder / "token").read_text().strip()
+        # The last one keeps Ray from replacing loopback by the machine's own address, at which nobody listens.
+        return {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token, "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+
+    def replica_processes(self) -> list[int]:
+        """Process ids of the replicas on any of the nodes: children of a raylet in a node's process group."""
+        groups = {int(path.read_text()) for path in self.folder.glob("*.pid")}
+        return sorted(pid for pid, command, parent in _processes() if command.startswith(b"ray::ReplicaActor") and _group(parent) in groups)
+
+    def _call(self, *arguments: str) -> None:
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+        # A node that has lost its head gives up soon, not after a minute.
+        environment |= {"PERSONA_RAY_LOCAL": str(self.folder), "RAY_gcs_rpc_server_reconnect_timeout_s": "5", "OMP_NUM_THREADS": "1"}
+        subprocess.run([str(LOCAL), *arguments], env=environment, check=True, capture_output=True, timeout=240)
+
+
+def _processes() -> list[tuple[int, bytes, int]]:
+    """(process id, command line, parent)."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = int((folder / "stat").read_text().rsplit(")", 1)[1].split()[1])
+            found.append((int(folder.name), (folder / "cmdline").read_bytes(), parent))
+        except (OSError, ProcessLookupError):
+            continue  # it has ended meanwhile
+    return found
+
+
+def _group(pid: int) -> int | None:
+    try:
+        return os.getpgid(pid)
+    except ProcessLookupError:
+        return None
+
+
+@dataclass(frozen=True)
+class Strike:
+    """What was done to the run, and the units that were under way then."""
+
+    fault: str
+    at_s: float
+    units: tuple[int, ...]
+
+
+@dataclass
+class Chaos:
+    """The run, its cluster, and what has struck it so far."""
+
+    cluster: LocalCluster
+    job: Path
+    store: Path
+    log: Path
+    dice: random.Random
+    strikes: list[Strike] = field(default_factory=list)
+    _driver: subprocess.Popen[bytes] | None = None
+    _num_drivers: int = 0
+
+    def run(self, faults: Sequence[str], units_between: int) -> None:
+        """Strike with all faults, each when some units more are committed, and a random moment later; then let the run end."""
+        begin_s = time.monotonic()
+        strike: Mapping[str, Callable[[], None]] = {
+            "actor killed": lambda: self._signal_actor(signal.SIGKILL),
+            "actor told to exit": lambda: self._signal_actor(signal.SIGTERM),
+            "node lost": self.cluster.lose_a_node_and_add_one,
+            "driver killed": self._kill_driver,
+            "head killed": self._kill_head,
+        }
+        self.cluster.start()
+        for fault in faults:
+            self._await(self._num_committed() + units_between, fault)
+            time.sleep(self.dice.uniform(0.0, 1.0))
+            units = self.under_way()
+            strike[fault]()
+            self.strikes.append(Strike(fault, time.monotonic() - begin_s, units))
+        self._await(None, "the end")
+
+    def under_way(self) -> tuple[int, ...]:
+        """Units that some replica holds now, by the log."""
+        held: dict[tuple[int, int], int] = {}
+        for record in self._records():
+            lease = (record["driver"], record.get("lease", -1))
+            if record["message"].startswith("lease") and " begins" in record["message"]:
+                held[lease] = record["unit"]
+            elif "lease" in record:
+                held.pop(lease, None)
+        latest = max((driver for driver, _ in held), default=0)
+        return tuple(sorted({unit for (driver, _), unit in held.items() if driver == latest} - self._committed()))
+
+    def _records(self) -> list[dict[str, Any]]:
+        records = []
+        for number in range(self._num_drivers):
+            path = self.log.with_suffix(f".{number}")
+            lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+            records += [{**json.loads(line), "driver": number} for line in lines if line.endswith("\n")]
+        return records
+
+    def _await(self, num_committed: int | None, before: str) -> None:
+        """Until so many units are committed, or the run has ended (None)."""
+        deadline_s, seen = time.monotonic() + PATIENCE_S, self._num_committed()
+        while True:
+            ended = self._ended()
+            assert not ended or num_committed is None, f"the run ended before {before}; {len(self.strikes)} faults have struck"
+            if ended or (num_committed is not None and seen >= num_committed):
+                return
+            now = self._num_committed()
+            deadline_s = time.monotonic() + PATIENCE_S if now > seen else deadline_s
+            seen = now
+            assert time.monotonic() < deadline_s, f"no unit was committed for {PATIENCE_S:.0f} s, {seen} are; after {self.strikes[-1:]}"
+            time.sleep(0.05)
+
+    def _ended(self) -> bool:
+        """Whether the driver has done its work; one that is gone, or gave up, is started again."""
+        if self._driver is not None and self._driver.poll() is None:
+            return False
+        if self._driver is not None and self._driver.returncode == 0:
+            return True
+        assert self._num_drivers < 60, f"the driver ends again and again: {self.log.with_suffix('.err').read_text()[-2000:]}"
+        log = self.log.with_suffix(f".{self._num_drivers}")
+        command = [sys.executable, "-m", "persona_ray", "run", str(self.job), "--address", self.cluster.address, "--log", str(log)]
+        command += ["--report", str(self.log.with_suffix(".html"))]
+        with self.log.with_suffix(".err").open("ab") as told:
+            self._driver = subprocess.Popen(command, env=self.cluster.environment, stdout=told, stderr=told)
+        self._num_drivers += 1
+        return False
+
+    def _signal_actor(self, number: signal.Signals) -> None:
+        processes = self.cluster.replica_processes()
+        assert processes, "units are committed, and no replica is to be found"
+        os.kill(self.dice.choice(processes), number)
+
+    def _kill_driver(self) -> None:
+        assert self._driver is not None
+        self._driver.kill()
+        self._driver.wait()
+
+    def _kill_head(self) -> None:
+        """The driver may notice by itself; whether it does or hangs on, the same command is started at the new cluster."""
+        self.cluster.kill_head()
+        assert self._driver is not None
+        try:
+            self._driver.wait(timeout=60)
+        except subprocess.TimeoutExpired:
+            self._kill_driver()
+        self.cluster.stop()
+        self.cluster.start()
+
+    def end(self) -> None:
+        """Nothing of it stays."""
+        if self._driver is not None and self._driver.poll() is None:
+            self._kill_driver()
+        if self.cluster.folder.exists():
+            self.cluster.stop()
+
+    def _committed(self) -> set[int]:
+        return {int(path.stem) for path in self.store.glob("_commits/*.json")}
+
+    def _num_committed(self) -> int:
+        return len(self._committed())
