@@ -24,6 +24,7 @@ ALLOWED: dict[str, set[str]] = {
     "serve": BASE | SIBLINGS,
     "verify": BASE | SIBLINGS,
     "bench": BASE | SIBLINGS,
+    "bench_store": BASE | {"store"},
     "terminal": BASE,
     "interrupt": set(),
     "logs": {"errors"},

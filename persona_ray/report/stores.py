@@ -14,7 +14,8 @@ from rich.text import Text
 from persona_ray.report.words import count
 from persona_ray.spec import RowKey
 from persona_ray.store.copied import Copied
-from persona_ray.store.diff import LayerDifference, StoreDifference
+from persona_ray.store.diff import StoreDifference
+from persona_ray.store.diff_numbers import LayerDifference
 from persona_ray.store.listing import ListedStore, StoreSummary
 
 MAX_NAMED = 20

@@ -8,7 +8,7 @@ along its second dim and their index behind them.
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import google_crc32c
 import numpy as np
@@ -20,6 +20,8 @@ ABSENT = 2**64 - 1
 """Offset and size of an inner chunk that was never written."""
 HEADER_BYTES = 16
 """Of a blosc buffer; bytes 4 to 7 are the size of what it holds."""
+Index = list[tuple[int, int] | None]
+"""For each inner chunk its first byte in the shard and the one behind its last; None: it was never written."""
 _SUM = struct.Struct("<I")
 
 
@@ -54,21 +56,41 @@ def decode_chunk(data: bytes | memoryview, shape: Sequence[int], dtype: str) -> 
 
 def decode_shard(data: bytes, shape: Sequence[int], dtype: str, fill: float) -> npt.NDArray[np.generic]:
     """The reverse of `encode_shard`; `fill` where no inner chunk was written. Raises ValueError or RuntimeError for damaged bytes."""
-    index_bytes = 16 * shape[1] + _SUM.size
-    if len(data) < index_bytes:
-        raise ValueError("shorter than its index")
-    view = memoryview(data)
-    index_L2 = np.frombuffer(_checked(view[-index_bytes:]), dtype="<u8").reshape(-1, 2)
     # As the chunks lie, each where it is decoded to; handed out with its dims in order, without a copy.
     values_LRD = np.empty((shape[1], shape[0], *shape[2:]), dtype=dtype)
-    for values_RD, (offset, size) in zip(values_LRD, index_L2.tolist(), strict=True):
-        if offset == size == ABSENT:
-            values_RD[...] = fill
-            continue
-        if offset + size > len(data) - index_bytes:
-            raise ValueError("an inner chunk lies outside of it")
-        _decode_into(values_RD, view[offset : offset + size])
+    for values_RD, chunk in zip(values_LRD, chunks_of(data, decode_index(data, shape[1])), strict=True):
+        decode_inner(values_RD, chunk, fill)
     return np.moveaxis(values_LRD, 0, 1)
+
+
+def index_bytes(num_chunks: int) -> int:
+    """Size of the index at the end of a shard."""
+    return 16 * num_chunks + _SUM.size
+
+
+def decode_index(data: bytes, num_chunks: int) -> Index:
+    """Where each inner chunk is, from a shard or from its end. Raises ValueError for damaged bytes."""
+    if len(data) < index_bytes(num_chunks):
+        raise ValueError("shorter than its index")
+    pairs_L2 = np.frombuffer(_checked(memoryview(data)[-index_bytes(num_chunks) :]), dtype="<u8").reshape(-1, 2)
+    return [None if offset == size == ABSENT else (offset, offset + size) for offset, size in pairs_L2.tolist()]
+
+
+def chunks_of(shard: bytes, index: Index) -> Iterator[memoryview | None]:
+    """The inner chunks at the places in `index`. Raises ValueError if one is not inside of the shard."""
+    view, end = memoryview(shard), len(shard) - index_bytes(len(index))
+    for span in index:
+        if span is not None and span[1] > end:
+            raise ValueError("an inner chunk lies outside of it")
+        yield None if span is None else view[span[0] : span[1]]
+
+
+def decode_inner(values_RD: npt.NDArray[np.generic], chunk: bytes | memoryview | None, fill: float) -> None:
+    """An inner chunk into contiguous `values_RD`; None: it was never written. Raises ValueError or RuntimeError for damaged bytes."""
+    if chunk is None:
+        values_RD[...] = fill
+    else:
+        _decode_into(values_RD, chunk)
 
 
 def _decode_into(values: npt.NDArray[np.generic], data: bytes | memoryview) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -14,7 +13,7 @@ from persona_ray.store.plan_check import believe_plan
 from persona_ray.store.reader import open_store
 from persona_ray.store.snapshot import Snapshot
 from persona_ray.store.survey import Flaw, Kind, Survey
-from persona_ray.store.unit_check import UNREADABLE, unreadable
+from persona_ray.store.unit_check import UNREADABLE, intact, unreadable
 
 IN_SOURCE = "in the source"
 AT_TARGET = "at the target"
@@ -93,12 +92,5 @@ class Source:
 
 def intact_object(backend: Backend, key: str, record: ObjectRecord, where: str) -> bytes | Flaw:
     """The object, if it is the one that a marker names; else what is wrong, `where` in front."""
-    data = backend.get_or_none(key)
-    if data is None:
-        return Flaw(key, Kind.MISSING, f"{where}: {record.num_bytes:,} bytes that the marker names are gone")
-    if len(data) != record.num_bytes:
-        return Flaw(key, Kind.CORRUPT, f"{where}: size: {len(data):,} bytes, the marker says {record.num_bytes:,}")
-    sha256 = hashlib.sha256(data).hexdigest()
-    if sha256 != record.sha256:
-        return Flaw(key, Kind.CORRUPT, f"{where}: SHA-256: {sha256[:12]}..., the marker says {record.sha256[:12]}...")
-    return data
+    found = intact(key, backend.get_or_none(key), record)
+    return Flaw(key, found.kind, f"{where}: {found.problem}") if isinstance(found, Flaw) else found

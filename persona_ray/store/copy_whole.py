@@ -20,6 +20,7 @@ from persona_ray.store.address import open_backend
 from persona_ray.store.ahead import read_ahead
 from persona_ray.store.backend import LATEST_KEYS, METADATA_NAME, Backend
 from persona_ray.store.copied import AT_TARGET, IN_SOURCE, Copied, Source, intact_object
+from persona_ray.store.empty_place import require_empty
 from persona_ray.store.encoding import decode_unit
 from persona_ray.store.finish import finish_store
 from persona_ray.store.layout import score_array
@@ -92,9 +93,7 @@ def _checked_target(source: Source, target: Backend) -> tuple[frozenset[int], ..
     """Units that the target has, for each set of layers. Raises InputError if it is not the beginning of this copy."""
     claimed = claimed_keys(target)
     if not claimed:
-        foreign = target.first_foreign_key()
-        if foreign is not None:
-            raise InputError(f"{target.url}: is no persona_ray store, and not empty either (it holds {foreign}); give a new or empty place")
+        require_empty(target)
         return tuple(frozenset() for _ in source.markers)
     strangers = sorted(claimed - keys_of(source.survey.plans))
     shared = sorted(claimed & keys_of(source.survey.plans))

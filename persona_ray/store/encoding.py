@@ -32,7 +32,8 @@ COMPRESSORS = (BloscCodec(cname="lz4", clevel=5, shuffle="bitshuffle"), Crc32cCo
 def array_objects(spec: ArraySpec, values: npt.NDArray[np.generic] | None = None) -> dict[str, bytes]:
     """Objects of an array by key, chunks first and metadata last; without `values` the metadata alone."""
     memory: dict[str, Buffer] = {}
-    array = _create(spec, memory)
+    # Otherwise a chunk of fill values alone would be dropped, and a marker could not list it.
+    array = zarr.create_array(MemoryStore(memory), **zarr_arguments(spec), config={"write_empty_chunks": True})
     if values is not None:
         array[...] = values
     keys = sorted(memory, key=lambda key: (key == METADATA_NAME, key))
@@ -85,17 +86,15 @@ def consolidated(documents: Mapping[str, bytes]) -> bytes:
     return memory[METADATA_NAME].to_bytes()
 
 
-def _create(spec: ArraySpec, memory: dict[str, Buffer]) -> zarr.Array[Any]:
-    return zarr.create_array(
-        MemoryStore(memory),
-        shape=spec.shape,
-        chunks=spec.chunks,
-        shards=spec.shards,
-        dtype=spec.dtype,
-        fill_value=spec.fill,
-        compressors=COMPRESSORS,
-        dimension_names=spec.dims,
-        attributes=dict(spec.attributes),
-        # Otherwise a chunk of fill values alone would be dropped, and a marker could not list it.
-        config={"write_empty_chunks": True},
-    )
+def zarr_arguments(spec: ArraySpec) -> dict[str, Any]:
+    """What zarr's `create_array` is to be called with, besides the place."""
+    return {
+        "shape": spec.shape,
+        "chunks": spec.chunks,
+        "shards": spec.shards,
+        "dtype": spec.dtype,
+        "fill_value": spec.fill,
+        "compressors": COMPRESSORS,
+        "dimension_names": spec.dims,
+        "attributes": dict(spec.attributes),
+    }

@@ -15,6 +15,7 @@ from persona_ray.errors import InputError, RetryableError, StateError
 from persona_ray.spec import Identity, Plan
 from persona_ray.store.address import absolute_url, open_backend
 from persona_ray.store.backend import Backend
+from persona_ray.store.empty_place import require_empty
 from persona_ray.store.growth import further_plan
 from persona_ray.store.identity import differing_fields
 from persona_ray.store.layers_file import LayersFile, layers_key
@@ -107,11 +108,7 @@ def _preview(backend: Backend, identity: Identity, plan: Plan, layers: Sequence[
     _check_plan(identity, plan)
     plans = find_plans(backend)
     if plans is None:
-        foreign = backend.first_foreign_key()
-        if foreign is not None:
-            raise InputError(
-                f"{backend.url}: is no persona_ray store, and not empty either (it holds {foreign}); give a new or empty place"
-            )
+        require_empty(backend)
         return Plans((PlanFile.new(identity=identity, plan=plan, job={}),))
     further = further_plan(_checked(backend, plans, identity), plan)
     is_new_set = layers is not None and tuple(layers) not in plans.layer_sets

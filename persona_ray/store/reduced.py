@@ -56,7 +56,7 @@ def read_reduced(backend: Backend, name: str) -> Reduced:
     """The result `name`. Raises InputError if there is none."""
     folder = _folder(name)
     if backend.get_or_none(f"{folder}/{METADATA_NAME}") is None:
-        raise InputError(f"{backend.url}: there is no result {name}; run `persona-ray reduce` on the store")
+        raise InputError(f"{backend.url}: there is no result {name}; `persona-ray run JOB` makes one")
     group = zarr.open_group(backend.zarr_store(), path=folder, mode="r", use_consolidated=False)
     arrays = {field: _values(group, key) for key, (field, _, _) in _ARRAYS.items()}
     attributes = group.attrs.asdict()

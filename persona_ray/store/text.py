@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from persona_ray.errors import IntegrityError
 from persona_ray.spec import FinishReason, Int32, Rollout, RowKey
 
-_COLUMNS: tuple[tuple[str, pa.DataType, Callable[[Rollout], Any]], ...] = (
+ROLLOUT_COLUMNS: tuple[tuple[str, pa.DataType, Callable[[Rollout], Any]], ...] = (
     ("rollout", pa.int64(), lambda rollout: rollout.index),
     ("archetype", pa.string(), lambda rollout: rollout.key.archetype),
     ("system_prompt_index", pa.int32(), lambda rollout: rollout.key.system_prompt),
@@ -33,14 +33,15 @@ _COLUMNS: tuple[tuple[str, pa.DataType, Callable[[Rollout], Any]], ...] = (
     ("finish_reason", pa.string(), lambda rollout: rollout.finish_reason.name.lower()),
     ("refusal", pa.string(), lambda rollout: rollout.refusal),
 )
+"""Name, type, and value of a row."""
 NUM_TOKENS = b"num_token_ids"
 """In the file's own metadata: a damaged count of list elements would shorten the last list without another sign."""
-ROLLOUT_SCHEMA = pa.schema([pa.field(name, kind, nullable=name == "refusal") for name, kind, _ in _COLUMNS])
+ROLLOUT_SCHEMA = pa.schema([pa.field(name, kind, nullable=name == "refusal") for name, kind, _ in ROLLOUT_COLUMNS])
 
 
 def encode_rollouts(rollouts: Sequence[Rollout]) -> bytes:
     """Parquet bytes, zstd."""
-    columns = {name: [value(rollout) for rollout in rollouts] for name, _, value in _COLUMNS}
+    columns = {name: [value(rollout) for rollout in rollouts] for name, _, value in ROLLOUT_COLUMNS}
     num_tokens = sum(len(rollout.token_ids) for rollout in rollouts)
     return encode_table(pa.table(columns, schema=ROLLOUT_SCHEMA.with_metadata({NUM_TOKENS: str(num_tokens)})))
 

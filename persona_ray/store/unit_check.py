@@ -27,7 +27,7 @@ from persona_ray.store.layout import (
     parquet_key,
     score_array,
 )
-from persona_ray.store.marker import Marker, marker_key
+from persona_ray.store.marker import Marker, ObjectRecord, marker_key
 from persona_ray.store.scores import MAX_SCORE
 from persona_ray.store.survey import Flaw, Kind, State, Survey, UnitReport
 from persona_ray.store.text import decode_rollouts, decode_table
@@ -59,6 +59,18 @@ def unreadable(error: BaseException, where: str) -> str:
     """A decoder's complaint without the object's name, which the flaw has."""
     text = " ".join(str(error).removeprefix(f"{where}: ").split())
     return f"cannot be read ({text or type(error).__name__})"[:300]
+
+
+def intact(key: str, data: bytes | None, record: ObjectRecord) -> bytes | Flaw:
+    """`data`, if it is the object that a marker's `record` speaks of; else what is wrong with it. None: it is not there."""
+    if data is None:
+        return Flaw(key, Kind.MISSING, f"{record.num_bytes:,} bytes that the marker names are gone")
+    if len(data) != record.num_bytes:
+        return Flaw(key, Kind.CORRUPT, f"size: {len(data):,} bytes, the marker says {record.num_bytes:,}")
+    sha256 = hashlib.sha256(data).hexdigest()
+    if sha256 != record.sha256:
+        return Flaw(key, Kind.CORRUPT, f"SHA-256: {sha256[:12]}..., the marker says {record.sha256[:12]}...")
+    return data
 
 
 def _state(flaws: Sequence[Flaw], *, is_committed: bool) -> State:
@@ -315,20 +327,15 @@ class _UnitCheck:
         if record is None and key not in self._survey.keys:
             return None
         data = self._survey.backend.get_or_none(key)
-        if data is None:
-            if record is not None:
-                self._missing(key, f"{record.num_bytes:,} bytes that the marker names are gone")
+        found = data if record is None else intact(key, data, record)
+        if isinstance(found, Flaw):
+            self.flaws.append(found)
             return None
-        sha256 = hashlib.sha256(data).hexdigest()
-        if record is not None and len(data) != record.num_bytes:
-            self._corrupt(key, f"size: {len(data):,} bytes, the marker says {record.num_bytes:,}")
-        elif record is not None and sha256 != record.sha256:
-            self._corrupt(key, f"SHA-256: {sha256[:12]}..., the marker says {record.sha256[:12]}...")
-        elif sha256 in self._survey.condemned.get(key, ()):
+        condemned = self._survey.condemned.get(key, ())
+        if found is not None and condemned and hashlib.sha256(found).hexdigest() in condemned:
             self._corrupt(key, "is the damaged object that an earlier requeue found; it was interrupted: requeue again")
-        else:
-            return data
-        return None
+            return None
+        return found
 
     def _corrupt(self, key: str, problem: str) -> None:
         self.flaws.append(Flaw(key, Kind.CORRUPT, problem))

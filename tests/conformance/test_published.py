@@ -1,12 +1,8 @@
-"""Ours against what the published implementation computes, in float32, on the golden data that PERSONA_RAY_CONFORMANCE names.
-
-The data are conformance material only: nothing of them is, or may be, part of this repository.
-"""
+"""Ours against what the published implementation computes, in float32, on the golden data that PERSONA_RAY_CONFORMANCE names."""
 
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import numpy as np
@@ -17,29 +13,11 @@ from persona_ray.config import parse_job
 from persona_ray.spec import Reduced, Rollout
 from persona_ray.store.reader import StoreReader, open_store
 from persona_ray.terminal import TerminalProgress
+from tests.conformance.conftest import relative
 
 pytestmark = pytest.mark.conformance
 
 NUM_ROLLOUTS = 288
-
-
-@pytest.fixture(scope="module")
-def golden_folder() -> Path:
-    root = os.environ.get("PERSONA_RAY_CONFORMANCE")
-    if not root:
-        pytest.skip(
-            "PERSONA_RAY_CONFORMANCE is not set: it names the folder that holds llama3-tiny/, golden data of the published implementation"
-        )
-    folder = Path(root) / "llama3-tiny"
-    if not (folder / "golden.npz").is_file():
-        pytest.skip(f"{folder} holds no golden.npz")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def golden(golden_folder: Path) -> dict[str, np.ndarray]:
-    with np.load(golden_folder / "golden.npz", allow_pickle=False) as arrays:
-        return {name: arrays[name] for name in arrays.files}
 
 
 @pytest.fixture(scope="module")
@@ -76,11 +54,6 @@ def reduced(finished: StoreReader) -> Reduced:
     name = finished.latest_reduced()
     assert name is not None
     return finished.reduced(name)
-
-
-def relative(found: np.ndarray, expected: np.ndarray) -> np.ndarray:
-    """Relative L2 error of each vector (last dim)."""
-    return np.linalg.norm(found.astype(np.float64) - expected, axis=-1) / np.linalg.norm(expected.astype(np.float64), axis=-1)
 
 
 def test_token_ids_and_spans_are_equal(golden: dict[str, np.ndarray], rollouts: dict[str, Rollout]) -> None:

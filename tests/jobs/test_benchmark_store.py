@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import sys
 from pathlib import Path
 from types import ModuleType
 
-import numpy as np
 import pytest
+
+from persona_ray.bench_store.settings import Settings
 
 SCRIPT = Path(__file__).parents[2] / "jobs" / "benchmark_store.py"
 SMALL = ["--pairs", "2", "--units", "3", "--threads", "2", "--layers", "2", "--hidden", "64", "--unit-mb", "0.002"]
@@ -22,16 +22,14 @@ def job() -> ModuleType:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    # Dataclasses look their own module up.
-    sys.modules["benchmark_store"] = module
     spec.loader.exec_module(module)
     return module
 
 
 def test_every_option_arrives(job: ModuleType) -> None:
-    assert job.parsed([]).settings == job.Settings()
+    assert job.parsed([]).settings == Settings()
     given = job.parsed(["--url", "a", "--url", "b", "--moto", "--json", "x.json", *SMALL])
-    assert given.settings == job.Settings(pairs=2, units=3, threads=2, layers=2, hidden=64, unit_mb=0.002)
+    assert given.settings == Settings(pairs=2, units=3, threads=2, layers=2, hidden=64, unit_mb=0.002)
     assert (given.url, given.moto, given.json) == (["a", "b"], True, Path("x.json"))
 
 
@@ -58,46 +56,6 @@ def test_a_folder_and_a_server_are_measured(job: ModuleType, tmp_path: Path, cap
     shown = capsys.readouterr().out
     assert shown.count("reading, one pass") == 2
     assert "moto" in shown
-
-
-def test_the_encoded_share_is_that_of_the_objects(job: ModuleType, tmp_path: Path) -> None:
-    work = job.Work(job.Settings(pairs=1, units=2, threads=1, layers=2, hidden=64, unit_mb=0.004))
-    work.prepare(str(tmp_path))
-    writer = job.UnitWriter(str(tmp_path))
-    for unit in work.batch(0):
-        job.write(writer, unit)
-    sizes = [path.stat().st_size for path in (tmp_path / "activations" / "c").rglob("*") if path.is_file()]
-    assert len(sizes) == 2
-    assert job.encoded_share(str(tmp_path)) == sum(sizes) / (2 * 2 * work.settings.unit_rows * 2 * 64)
-
-
-def test_made_up_activations_have_massive_dims_and_a_common_mean(job: ModuleType) -> None:
-    values_RLD = job.like_a_residual_stream(np.random.default_rng(0), 64, 3, 512)
-    assert values_RLD.shape == (64, 3, 512)
-    assert values_RLD.dtype == np.float32
-    largest_D = np.sort(np.abs(values_RLD[:, -1]).mean(axis=0))
-    assert largest_D[-1] > 20 * np.median(largest_D)
-    centred_RD = values_RLD[:, -1] - values_RLD[:, -1].mean(axis=0)
-    assert np.linalg.norm(centred_RD) < np.linalg.norm(values_RLD[:, -1])
-
-
-def test_work_is_shared_out_and_its_faults_come_back(job: ModuleType) -> None:
-    done: list[int] = []
-    job.share_out(range(20), ["left", "right"], lambda _, number: done.append(number))
-    assert sorted(done) == list(range(20))
-    with pytest.raises(ZeroDivisionError):
-        job.share_out([1, 0], ["only"], lambda _, number: 1 / number)
-
-
-def test_turns_alternate(job: ModuleType) -> None:
-    order: list[str] = []
-
-    def contestant(name: str) -> job.Took:
-        return lambda turn: order.append(f"{name}{turn}") or job.Took(1e6, 1.0, 0.5)
-
-    took = job.in_turns(2, {"a": contestant("a"), "b": contestant("b")})
-    assert order == ["a0", "b0", "b1", "a1"]
-    assert job.compared(took["a"], [job.Took(1e6, 0.5, 0.5)] * 2)["over_bare"] == 0.5
 
 
 def test_wrong_input_is_one_line(job: ModuleType, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -16,8 +16,9 @@ from rich.console import Console
 from persona_ray.errors import IntegrityError
 from persona_ray.report.stores import difference_json, difference_table
 from persona_ray.spec import CapturedUnit, FinishReason, Float32, Plan, Rollout, RowKey
-from persona_ray.store import diff
-from persona_ray.store.diff import StoreDifference, diff_stores, relative_differences
+from persona_ray.store import diff_numbers
+from persona_ray.store.diff import StoreDifference, diff_stores
+from persona_ray.store.diff_numbers import relative_differences
 from persona_ray.store.identity import differing_fields
 from persona_ray.store.prepare import prepare_store
 from persona_ray.store.reader import StoreReader, open_store
@@ -87,7 +88,7 @@ def shown(found: StoreDifference) -> str:
 )
 def test_any_unit_sizes_and_orders_are_equal(make_toy: Any, orders: Any, unit_rows: Any, refused: set[RowKey], cache_units: int) -> None:
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(diff, "CACHE_BYTES", cache_units * unit_rows[1] * 6 * 4)
+        patch.setattr(diff_numbers, "CACHE_BYTES", cache_units * unit_rows[1] * 6 * 4)
         a, b = (
             make(Path(folder) / name, make_toy(), order, unit_rows=rows, refused=sorted(refused))
             for name, order, rows in zip("ab", orders, unit_rows, strict=True)

@@ -19,24 +19,17 @@ from persona_ray.store.exchange.cards import base_model, header, provenance, sho
 from persona_ray.store.exchange.target import Exported, files_in, new_folder
 from persona_ray.store.exchange.view import StoredRows, View, view_of
 from persona_ray.store.reader import StoreReader
+from persona_ray.store.text import ROLLOUT_COLUMNS
 
 ROW_GROUP_BYTES = 64 << 20
 """Decoded; the hub's viewer reads a row group at a time and wants less than 300 MB."""
 SHARD_BYTES = 400 << 20
 """On disk; the hub asks for less than 500 MB a file."""
 
+_LEFT_OUT = frozenset({"token_ids", "response_start", "response_end", "refusal"})
+"""Columns of the store's text that are of use beside the store alone."""
 _COLUMNS: tuple[tuple[str, pa.DataType, Callable[[Rollout], Any]], ...] = (
-    ("rollout", pa.int64(), lambda rollout: rollout.index),
-    ("archetype", pa.string(), lambda rollout: rollout.key.archetype),
-    ("system_prompt_index", pa.int32(), lambda rollout: rollout.key.system_prompt),
-    ("question_index", pa.int32(), lambda rollout: rollout.key.question),
-    ("sample", pa.int32(), lambda rollout: rollout.key.sample),
-    ("turn", pa.int32(), lambda rollout: rollout.key.turn),
-    ("system_prompt", pa.string(), lambda rollout: rollout.system_prompt),
-    ("question", pa.string(), lambda rollout: rollout.question),
-    ("response", pa.string(), lambda rollout: rollout.response),
-    ("thinking", pa.string(), lambda rollout: rollout.thinking),
-    ("finish_reason", pa.string(), lambda rollout: rollout.finish_reason.name.lower()),
+    *(column for column in ROLLOUT_COLUMNS if column[0] not in _LEFT_OUT),
     ("num_tokens", pa.int32(), lambda rollout: len(rollout.token_ids)),
     ("response_tokens", pa.int32(), lambda rollout: rollout.response_end - rollout.response_start),
 )

@@ -18,7 +18,7 @@ import zarr
 
 from persona_ray.errors import InputError
 from persona_ray.spec import FinishReason, ProgressCallback
-from persona_ray.store.encoding import COMPRESSORS
+from persona_ray.store.encoding import zarr_arguments
 from persona_ray.store.exchange.target import Exported, files_in, new_folder
 from persona_ray.store.exchange.view import StoredRows, View, view_of
 from persona_ray.store.layout import ArraySpec, archetype_flags, layer_aliases
@@ -125,17 +125,7 @@ def _spec(
 
 
 def _create(group: zarr.Group, spec: ArraySpec) -> zarr.Array[Any]:
-    return group.create_array(
-        spec.name,
-        shape=spec.shape,
-        chunks=spec.chunks,
-        shards=spec.shards,
-        dtype=spec.dtype,
-        fill_value=spec.fill,
-        compressors=COMPRESSORS,
-        dimension_names=spec.dims,
-        attributes=dict(spec.attributes),
-    )
+    return group.create_array(spec.name, **zarr_arguments(spec))
 
 
 def _block_rows(view: View) -> int:

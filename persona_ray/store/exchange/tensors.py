@@ -33,7 +33,7 @@ def export_safetensors(store: StoreReader, folder: str | Path, *, layers: Sequen
         raise InputError("safetensors is not installed: pip install 'persona-ray[exchange]'")
     reduced = result_in_force(store, layers)
     if reduced is None:
-        raise InputError(f"{store.url}: nothing is reduced yet, so there is no axis to export; run `persona-ray reduce` first")
+        raise InputError(f"{store.url}: nothing is reduced yet, so there is no axis to export; `persona-ray run JOB` makes it")
     view = view_of(store)
     metadata = _metadata(store, reduced)
     with new_folder(folder) as draft:

@@ -38,7 +38,7 @@ def judge_all(store: StoreReader, name: str = "lexicon-test") -> None:
 
 
 def reduce_all(store: StoreReader, min_count: int = 2) -> Reduced:
-    """As `persona-ray reduce` would, in this process."""
+    """As the end of a run does it, in this process."""
     judge, units = store.latest_scores(), sorted(store.ledger.committed())
     reduced = persona_space(
         moments_in_process(lambda units: store.scored_rows(units, judge), units),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 
@@ -13,29 +12,10 @@ import torch
 from persona_ray.store.exchange.published import export_published
 from persona_ray.store.exchange.published_import import import_published
 from persona_ray.store.reader import StoreReader, open_store
-
-from .conftest import reduce_all
+from tests.conformance.conftest import relative
+from tests.store.exchange.conftest import reduce_all
 
 pytestmark = pytest.mark.conformance
-
-
-@pytest.fixture(scope="module")
-def golden_folder() -> Path:
-    root = os.environ.get("PERSONA_RAY_CONFORMANCE")
-    if not root:
-        pytest.skip(
-            "PERSONA_RAY_CONFORMANCE is not set: it names the folder that holds llama3-tiny/, golden data of the published implementation"
-        )
-    folder = Path(root) / "llama3-tiny"
-    if not (folder / "golden.npz").is_file():
-        pytest.skip(f"{folder} holds no golden.npz")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def golden(golden_folder: Path) -> dict[str, np.ndarray]:
-    with np.load(golden_folder / "golden.npz", allow_pickle=False) as arrays:
-        return {name: arrays[name] for name in arrays.files}
 
 
 @pytest.fixture(scope="module")
@@ -54,18 +34,13 @@ def imported(golden_folder: Path, golden: dict[str, np.ndarray], tmp_path_factor
     return open_store(str(root / "store"))
 
 
-def relative(found: np.ndarray, expected: np.ndarray) -> float:
-    """Worst relative L2 error of a vector (last dim)."""
-    return float((np.linalg.norm(found - expected, axis=-1) / np.linalg.norm(expected, axis=-1)).max())
-
-
 def test_role_vectors_and_axis(imported: StoreReader, golden: dict[str, np.ndarray]) -> None:
     reduced = reduce_all(imported, min_count=5)
     kept = [code for code, name in enumerate(reduced.archetypes) if np.isfinite(reduced.role_vector_ALD[code]).all()]
     assert [reduced.archetypes[code] for code in kept] == golden["role_names"].tolist()
-    assert relative(reduced.role_vector_ALD[kept], golden["role_vectors_fp32"]) <= 1e-5
-    assert relative(reduced.default_vector_LD, golden["default_vector_fp32"]) <= 1e-5
-    assert relative(reduced.axis_LD, golden["axis_fp32"]) <= 1e-5
+    assert relative(reduced.role_vector_ALD[kept], golden["role_vectors_fp32"]).max() <= 1e-5
+    assert relative(reduced.default_vector_LD, golden["default_vector_fp32"]).max() <= 1e-5
+    assert relative(reduced.axis_LD, golden["axis_fp32"]).max() <= 1e-5
 
 
 def test_the_published_files_come_back(imported: StoreReader, golden: dict[str, np.ndarray], tmp_path: Path) -> None:
