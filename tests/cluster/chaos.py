@@ -62,7 +62,8 @@ class LocalCluster:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
         # A node that has lost its head gives up soon, not after a minute.
         environment |= {"PERSONA_RAY_LOCAL": str(self.folder), "RAY_gcs_rpc_server_reconnect_timeout_s": "5", "OMP_NUM_THREADS": "1"}
-        subprocess.run([str(LOCAL), *arguments], env=environment, check=True, capture_output=True, timeout=240)
+        done = subprocess.run([str(LOCAL), *arguments], env=environment, check=False, capture_output=True, text=True, timeout=240)
+        assert done.returncode == 0, f"cluster/local {' '.join(arguments)}: {done.stderr}"
 
 
 def _processes() -> list[tuple[int, bytes, int]]:
