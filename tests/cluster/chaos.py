@@ -29,18 +29,27 @@ class LocalCluster:
 
     folder: Path
     workers: int
+    _adding: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         self._call("start", str(self.workers))
 
     def stop(self) -> None:
+        self._await_node()
         self._call("stop")
 
     def lose_a_node_and_add_one(self) -> None:
+        """The new one is on its way when this comes back; the run does not wait for it either."""
+        self._await_node()
         self._call("remove")
-        self._call("add")
+        self._adding = subprocess.Popen([str(LOCAL), "add"], env=self._environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    def _await_node(self) -> None:
+        if self._adding is not None:
+            self._adding.wait(timeout=240)
 
     def kill_head(self) -> None:
+        self._await_node()
         os.killpg(int((self.folder / "head.pid").read_text()), signal.SIGKILL)
 
     @property
@@ -58,11 +67,14 @@ class LocalCluster:
         groups = {int(path.read_text()) for path in self.folder.glob("*.pid")}
         return sorted(pid for pid, command, parent in _processes() if command.startswith(b"ray::ReplicaActor") and _group(parent) in groups)
 
-    def _call(self, *arguments: str) -> None:
+    @property
+    def _environment(self) -> dict[str, str]:
+        """A node that has lost its head gives up soon, not after a minute."""
         environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-        # A node that has lost its head gives up soon, not after a minute.
-        environment |= {"PERSONA_RAY_LOCAL": str(self.folder), "RAY_gcs_rpc_server_reconnect_timeout_s": "5", "OMP_NUM_THREADS": "1"}
-        done = subprocess.run([str(LOCAL), *arguments], env=environment, check=False, capture_output=True, text=True, timeout=240)
+        return environment | {"PERSONA_RAY_LOCAL": str(self.folder), "RAY_gcs_rpc_server_reconnect_timeout_s": "5", "OMP_NUM_THREADS": "1"}
+
+    def _call(self, *arguments: str) -> None:
+        done = subprocess.run([str(LOCAL), *arguments], env=self._environment, check=False, capture_output=True, text=True, timeout=240)
         assert done.returncode == 0, f"cluster/local {' '.join(arguments)}: {done.stderr}"
 
 
@@ -120,7 +132,7 @@ class Chaos:
         self.cluster.start()
         for fault in faults:
             self._await(self._num_committed() + units_between, fault)
-            time.sleep(self.dice.uniform(0.0, 1.0))
+            time.sleep(self.dice.uniform(0.0, 0.4))
             units = self.under_way()
             strike[fault]()
             self.strikes.append(Strike(fault, time.monotonic() - begin_s, units))

@@ -66,7 +66,7 @@ def survive(model: Path, catalog: Path, tmp_path: Path, *, samples: int, faults:
 
 @pytest.mark.timeout(600)
 def test_a_few_faults_of_every_kind(chat_model: Path, small_catalog: Path, tmp_path: Path) -> None:
-    survive(chat_model, small_catalog, tmp_path, samples=4, faults=FEW, between=4)
+    survive(chat_model, small_catalog, tmp_path, samples=12, faults=FEW, between=4)
 
 
 @pytest.mark.long
