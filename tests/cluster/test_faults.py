@@ -34,7 +34,7 @@ from persona_ray.terminal import TerminalProgress
 QUIET = TerminalProgress(Console(quiet=True))
 POISON = 9
 """Index of the row: the second of the third unit."""
-RULES = Rules(max_faults=1, first_deadline_s=8, deadline_floor_s=8, pause_s=0.1)
+RULES = Rules(max_faults=1, first_deadline_s=15, deadline_floor_s=15, pause_s=0.1)
 
 
 def job_for(model: Path, catalog: Path, url: Path, /, **sections: dict[str, Any]) -> Job:
