@@ -13,7 +13,7 @@ from persona_ray.store.backend import Backend
 
 T = TypeVar("T")
 
-REQUESTS = ("create_once", "get_or_none", "list_keys", "list_folders", "list_objects", "delete", "_replace")
+REQUESTS = ("create_once", "get_or_none", "part_or_none", "list_keys", "list_folders", "list_objects", "delete", "_replace")
 
 
 class Requests:

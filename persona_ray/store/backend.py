@@ -67,6 +67,14 @@ class Backend(ABC):
         """The object's bytes, or None if there is no such object."""
 
     @abstractmethod
+    def part_or_none(self, key: str, start: int, stop: int | None = None) -> bytes | None:
+        """`data[start:stop]` of the object's bytes, and no others are moved; None if there is no such object.
+
+        `start` is less than `stop`; or it is negative, counts from the end, and goes without `stop`. What would lie behind the end
+        of the object is left out, as in Python.
+        """
+
+    @abstractmethod
     def list_keys(self, folder: str) -> list[str]:
         """All keys below `folder` at any depth, sorted; "" lists everything."""
 
@@ -100,10 +108,11 @@ class Backend(ABC):
 
     def get(self, key: str) -> bytes:
         """The object's bytes. Raises IntegrityError if there is no such object."""
-        data = self.get_or_none(key)
-        if data is None:
-            raise IntegrityError(f"{self.url}: object {key} is missing; was something deleted by hand?")
-        return data
+        return self._there(key, self.get_or_none(key))
+
+    def get_part(self, key: str, start: int, stop: int | None = None) -> bytes:
+        """`part_or_none`. Raises IntegrityError if there is no such object."""
+        return self._there(key, self.part_or_none(key, start, stop))
 
     def get_many(self, keys: Iterable[str]) -> list[bytes]:
         """`get` for many small objects at once, in order."""
@@ -137,3 +146,8 @@ class Backend(ABC):
                 f"{self.url}: this service ignores conditional writes (If-None-Match), so two writers could overwrite each other; "
                 "use a service that honours them (AWS S3, Google Cloud Storage, Azure, Ceph) or a folder"
             )
+
+    def _there(self, key: str, data: bytes | None) -> bytes:
+        if data is None:
+            raise IntegrityError(f"{self.url}: object {key} is missing; was something deleted by hand?")
+        return data

@@ -8,7 +8,7 @@ along its second dim and their index behind them.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import google_crc32c
 import numpy as np
@@ -20,8 +20,8 @@ ABSENT = 2**64 - 1
 """Offset and size of an inner chunk that was never written."""
 HEADER_BYTES = 16
 """Of a blosc buffer; bytes 4 to 7 are the size of what it holds."""
-Index = list[tuple[int, int] | None]
-"""For each inner chunk its first byte in the shard and the one behind its last; None: it was never written."""
+Index = npt.NDArray[np.uint64]
+"""(L, 2): offset and size in bytes of each inner chunk."""
 _SUM = struct.Struct("<I")
 
 
@@ -56,37 +56,45 @@ def decode_chunk(data: bytes | memoryview, shape: Sequence[int], dtype: str) -> 
 
 def decode_shard(data: bytes, shape: Sequence[int], dtype: str, fill: float) -> npt.NDArray[np.generic]:
     """The reverse of `encode_shard`; `fill` where no inner chunk was written. Raises ValueError or RuntimeError for damaged bytes."""
+    index_L2 = decode_index(data, shape[1])
     # As the chunks lie, each where it is decoded to; handed out with its dims in order, without a copy.
     values_LRD = np.empty((shape[1], shape[0], *shape[2:]), dtype=dtype)
-    for values_RD, chunk in zip(values_LRD, chunks_of(data, decode_index(data, shape[1])), strict=True):
-        decode_inner(values_RD, chunk, fill)
+    for place, values_RD in enumerate(values_LRD):
+        decode_inner(values_RD, inner_chunk(data, index_L2, place), fill)
     return np.moveaxis(values_LRD, 0, 1)
 
 
 def index_bytes(num_chunks: int) -> int:
-    """Size of the index at the end of a shard."""
+    """Size of the index, with which a shard ends."""
     return 16 * num_chunks + _SUM.size
 
 
-def decode_index(data: bytes, num_chunks: int) -> Index:
-    """Where each inner chunk is, from a shard or from its end. Raises ValueError for damaged bytes."""
-    if len(data) < index_bytes(num_chunks):
+def decode_index(end: bytes, num_chunks: int) -> Index:
+    """The index from the bytes that a shard ends with, or from all of them. Raises ValueError for damaged ones."""
+    if len(end) < index_bytes(num_chunks):
         raise ValueError("shorter than its index")
-    pairs_L2 = np.frombuffer(_checked(memoryview(data)[-index_bytes(num_chunks) :]), dtype="<u8").reshape(-1, 2)
-    return [None if offset == size == ABSENT else (offset, offset + size) for offset, size in pairs_L2.tolist()]
+    pairs = _checked(memoryview(end)[-index_bytes(num_chunks) :])
+    return np.frombuffer(pairs, dtype="<u8").reshape(-1, 2)
 
 
-def chunks_of(shard: bytes, index: Index) -> Iterator[memoryview | None]:
-    """The inner chunks at the places in `index`. Raises ValueError if one is not inside of the shard."""
-    view, end = memoryview(shard), len(shard) - index_bytes(len(index))
-    for span in index:
-        if span is not None and span[1] > end:
-            raise ValueError("an inner chunk lies outside of it")
-        yield None if span is None else view[span[0] : span[1]]
+def span_of(index_L2: Index, place: int) -> tuple[int, int] | None:
+    """Of the inner chunk at `place` the first byte in the shard, and the one behind its last; None: it was never written."""
+    offset, size = index_L2[place].tolist()
+    return None if offset == size == ABSENT else (offset, offset + size)
 
 
-def decode_inner(values_RD: npt.NDArray[np.generic], chunk: bytes | memoryview | None, fill: float) -> None:
-    """An inner chunk into contiguous `values_RD`; None: it was never written. Raises ValueError or RuntimeError for damaged bytes."""
+def inner_chunk(shard: bytes, index_L2: Index, place: int) -> memoryview | None:
+    """What `decode_inner` takes, from the whole shard. Raises ValueError if the index points outside of it."""
+    span = span_of(index_L2, place)
+    if span is None:
+        return None
+    if span[1] > len(shard) - index_bytes(len(index_L2)):
+        raise ValueError("an inner chunk lies outside of it")
+    return memoryview(shard)[span[0] : span[1]]
+
+
+def decode_inner(values_RD: npt.NDArray[np.generic], chunk: memoryview | None, fill: float) -> None:
+    """An inner chunk into contiguous `values_RD`; None: `fill`. Raises ValueError or RuntimeError for damaged bytes."""
     if chunk is None:
         values_RD[...] = fill
     else:

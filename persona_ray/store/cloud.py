@@ -45,6 +45,8 @@ LASTING_FAULTS = (
 SHORT = Patience(total_s=2, request_s=120, longest_wait_s=1)
 """The client's own retries, inside each of ours: for a request that it knows to be harmless."""
 _STATUS = re.compile(r"status code: (\d{3})")
+_NO_PART = re.compile(r"status code: 416|non-partial response")
+"""Nothing of the object lies there, or the service answered with all of it."""
 _CODE = re.compile(r"<Code>([^<]*)</Code>")
 _CODE_IN_LIST = re.compile(r"\(code: (\w+)\)")
 """Deletions travel as a list, whose reply is a success as a whole and names what was refused."""
@@ -73,6 +75,28 @@ class CloudBackend(RemoteBackend):
             if self._fault(error).is_lasting:
                 raise
             return None
+
+    def _read_part(self, key: str, start: int, stop: int | None) -> bytes | None:
+        try:
+            return self._range(key, start, stop)
+        except FileNotFoundError as error:
+            if self._fault(error).is_lasting:
+                raise
+            return None
+        except exceptions.BaseError as error:
+            if not _NO_PART.search(str(error)):
+                raise
+        whole = self._read(key)
+        return None if whole is None else whole[start:stop]
+
+    def _range(self, key: str, start: int, stop: int | None) -> bytes:
+        wanted: Any = {"suffix": -start} if start < 0 else {"offset": start} if stop is None else (start, stop)
+        try:
+            return bytes(obstore.get(self._store, key, options={"range": wanted}).bytes())
+        except exceptions.NotSupportedError:
+            # Azure counts from the beginning alone.
+            num_bytes = obstore.head(self._store, key)["size"]
+            return self._range(key, max(0, num_bytes + start), num_bytes) if num_bytes else b""
 
     def _keys(self, folder: str) -> list[str]:
         return [item["path"] for chunk in obstore.list(self._store, folder or None) for item in chunk]

@@ -86,6 +86,18 @@ class FilesystemBackend(RemoteBackend):
                 raise
             return None
 
+    def _read_part(self, key: str, start: int, stop: int | None) -> bytes | None:
+        try:
+            return bytes(self._files.cat_file(self._path(key), start=start, end=stop))
+        except FileNotFoundError as error:
+            if self._fault(error).is_lasting:
+                raise
+            return None
+        except OSError as error:
+            if _status(_reply(error)) != HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+                raise
+            return b""
+
     def _keys(self, folder: str) -> list[str]:
         return [item["Key"][len(self._below("")) :] for page in self._pages(folder) for item in page.get("Contents", ())]
 
@@ -123,16 +135,25 @@ class FilesystemBackend(RemoteBackend):
         return "".join(f"{part}/" for part in (self._prefix, folder) if part)
 
     def _fault(self, error: Exception) -> Fault:
-        reply = getattr(error, "response", None) or getattr(error.__cause__, "response", None)
+        reply = _reply(error)
         if isinstance(error, exceptions.NoCredentialsError):
             return Fault(NO_CREDENTIALS, is_lasting=True, remedy=GIVE_CREDENTIALS)
-        if reply is None:
+        if not reply:
             return Fault(one_line(str(error) or type(error).__name__), isinstance(error, LASTING_FAULTS))
-        status = reply.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+        status = _status(reply)
         code, message = (str(reply.get("Error", {}).get(name) or "") for name in ("Code", "Message"))
         if status == HTTPStatus.NOT_FOUND and code != "NoSuchBucket":
             return Fault("there is no such object", is_lasting=False)
         return Fault.of_reply(status, code, message)
+
+
+def _reply(error: Exception) -> dict[str, Any]:
+    """The service's, which s3fs hides behind its own errors; empty if there was none."""
+    return getattr(error, "response", None) or getattr(error.__cause__, "response", None) or {}
+
+
+def _status(reply: dict[str, Any]) -> int:
+    return int(reply.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
 
 
 def _options(request_s: float) -> dict[str, Any]:

@@ -50,6 +50,16 @@ class FolderBackend(Backend):
             except FileNotFoundError:
                 return None
 
+    def part_or_none(self, key: str, start: int, stop: int | None = None) -> bytes | None:  # noqa: D102
+        with self._errors_in_words(key):
+            try:
+                with (self.root / key).open("rb") as file:
+                    first, end, _ = slice(start, stop).indices(os.fstat(file.fileno()).st_size)
+                    file.seek(first)
+                    return file.read(max(0, end - first))
+            except FileNotFoundError:
+                return None
+
     def list_keys(self, folder: str) -> list[str]:  # noqa: D102
         with self._errors_in_words(folder):
             files = (path for path in (self.root / folder).rglob("*") if path.is_file())

@@ -7,6 +7,8 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -16,11 +18,11 @@ from persona_ray.errors import InputError, IntegrityError
 from persona_ray.spec import NOT_SCORED, Float32, Reduced, Rollout, RunCounts, ScoredRows
 from persona_ray.store.address import absolute_url, open_backend
 from persona_ray.store.ahead import read_ahead
-from persona_ray.store.arrays import read_rows
+from persona_ray.store.arrays import UnitNumbers, is_whole
 from persona_ray.store.backend import METADATA_NAME
 from persona_ray.store.encoding import decode_unit
 from persona_ray.store.info import store_info
-from persona_ray.store.layout import ArraySpec, activations_name, chunk_key, parquet_key, planned_columns, score_array, unit_arrays
+from persona_ray.store.layout import activations_name, chunk_key, parquet_key, planned_columns, score_array, unit_arrays
 from persona_ray.store.ledger import Ledger, count_rows
 from persona_ray.store.marker import Marker
 from persona_ray.store.plans import Plans, read_plans
@@ -33,8 +35,8 @@ from persona_ray.store.text import decode_rollouts
 AHEAD_BYTES = 512_000_000
 """What is read and decoded before it is asked for, at most; but always one unit."""
 MAX_AHEAD = 8
-WHOLE_FROM = 0.5
-"""Share of a unit's layers above which its object is read whole, by one request, instead of an index and each layer by itself."""
+MAX_PARTS_AHEAD = 32
+"""Units of which only parts are read, by small requests: most of the time is waiting."""
 
 
 def open_store(url: str, at: str | None = None) -> StoreReader:
@@ -52,6 +54,8 @@ class StoreReader:
         self._backend = open_backend(self.url)
         self._view = None if at is None else self._state(at)
         self._ledgers: list[Ledger] = []
+        self._numbers = UnitNumbers(self._backend)
+        self._refreshing = Lock()
         self._set_plans(read_plans(self._backend))
 
     def __reduce__(self) -> tuple[type[StoreReader], tuple[str, str | None]]:
@@ -107,7 +111,8 @@ class StoreReader:
 
     def refresh(self) -> None:
         """Take in plans and sets of layers that were added since."""
-        self._set_plans(read_plans(self._backend))
+        with self._refreshing:
+            self._set_plans(read_plans(self._backend))
 
     # ---- which rows there are
 
@@ -152,8 +157,8 @@ class StoreReader:
         """
         wanted = tuple(self._plans.layer_sets[0] if layers is None else layers)
         rows_N = self._stored_rows(wanted)
-        columns_N = planned_columns(self._plans)  # second: a unit that is there may have brought in a plan that came later
-        picked = {name: values[rows_N] for name, values in columns_N.items() if name != "rollout"}
+        # Second: a unit that is there may have brought in a plan that came later.
+        picked = {name: values[rows_N] for name, values in self._columns.items() if name != "rollout"}
         return Rows(self, wanted, rows_N, picked)
 
     def select(self, *, layers: Sequence[int] | None = None, **wanted: Any) -> Rows:
@@ -170,7 +175,8 @@ class StoreReader:
         """The units' committed, stored rows with the scores of judge `scores` (None: -1 everywhere), for one pass over a store.
 
         `layers`: which, in which order (None: those that the store began with). A unit that is not committed gives nothing. Each
-        unit is one read of a whole object for each set of layers, and the next ones are read meanwhile. Raises IntegrityError for damage.
+        unit is one read of a whole object for each set of layers, or reads of its parts where few layers are asked for, and the next
+        ones are read meanwhile. Raises IntegrityError for damage.
         """
         wanted = tuple(self._plans.layer_sets[0] if layers is None else layers)
         units_rows = read_ahead(partial(self._scored_unit, scores=scores, layers=wanted), units, self._depth(wanted))
@@ -185,13 +191,20 @@ class StoreReader:
         return rows.rollout_N, rows.layer(layer)
 
     def activations(self, rows_N: npt.NDArray[np.int64], layers: Sequence[int]) -> Float32:
-        """(N, L, D) of committed, stored rows (rising), layers in the order asked for. Raises IntegrityError for one that is NaN."""
-        by_set = self._places(layers)
+        """(N, L, D) of committed, stored rows (rising), layers in the order asked for.
+
+        Raises IntegrityError for a row that is NaN or whose unit is not committed with all of `layers`, and for damage.
+        """
+        self._places(layers)
         values_NLD = np.empty((len(rows_N), len(layers), self.hidden_size), dtype=np.float32)
-        for layer_set, places in by_set.items() if len(rows_N) else ():
-            in_order = sorted(places, key=lambda place: place[1])
-            values_NLD[:, [place for place, _ in in_order]] = self._of_set(layer_set, rows_N, [there for _, there in in_order])
-        self._check_finite(values_NLD, rows_N)
+        if not values_NLD.size:
+            return values_NLD
+
+        def fill(part: slice) -> None:
+            self._committed_into(values_NLD[part], rows_N[part], layers)
+
+        for _ in read_ahead(fill, self._parts_by_unit(rows_N), self._depth(layers)):
+            pass  # each has filled its part
         return values_NLD
 
     def scores(self, name: str | None, rows_N: npt.NDArray[np.int64]) -> npt.NDArray[np.int8]:
@@ -200,7 +213,13 @@ class StoreReader:
             return np.full(len(rows_N), NOT_SCORED, dtype=np.int8)
         if self._backend.get_or_none(f"scores/{name}/{METADATA_NAME}") is None:
             raise InputError(f"{self.url}: no judge {name} has scored here; the one in force is {self.latest_scores() or 'none'}")
-        return read_rows(self._backend.zarr_store(), score_array(self._plans, name), rows_N).astype(np.int8)
+        parts = list(self._parts_by_unit(rows_N))
+        units = [self._plans.unit_of(int(rows_N[part.start])) for part in parts]
+        score_N = np.empty(len(rows_N), dtype=np.int8)
+        scores_of_units = read_ahead(partial(self._unit_scores, name=name), units, MAX_PARTS_AHEAD)
+        for part, unit, score_R in zip(parts, units, scores_of_units, strict=True):
+            score_N[part] = score_R[rows_N[part] - unit * self._plans.unit_rows]
+        return score_N
 
     # ---- what was concluded
 
@@ -229,11 +248,12 @@ class StoreReader:
     # ---- how
 
     def _set_plans(self, plans: Plans) -> None:
-        self._plans = plans
         self._arrays = unit_arrays(plans)
-        self._archetype_N = planned_columns(plans)["archetype"].astype(np.int32)
+        self._columns = planned_columns(plans)
         num_sets = len(plans.layer_sets) if self._view is None else min(len(plans.layer_sets), len(self._view.markers))
         self._ledgers += [Ledger(self.url, layer_set, self._view) for layer_set in range(len(self._ledgers), num_sets)]
+        # Last: who sees a unit in the plans, in whatever thread, finds everything else.
+        self._plans = plans
 
     def _state(self, digest: str) -> Snapshot:
         """Also the state of now, which nobody needs to have kept."""
@@ -262,22 +282,31 @@ class StoreReader:
         return found
 
     def _depth(self, layers: Sequence[int]) -> int:
+        """How many units are read ahead for `layers`: for parts of objects more than for whole ones."""
+        by_set = self._places(layers).items()
+        wholes = (is_whole(self._arrays[activations_name(number)], [there for _, there in places]) for number, places in by_set)
         unit_bytes = 4 * self._plans.unit_rows * len(layers) * self.hidden_size
-        return int(np.clip(AHEAD_BYTES // max(1, unit_bytes), 1, MAX_AHEAD))
+        return int(np.clip(AHEAD_BYTES // max(1, unit_bytes), 1, MAX_AHEAD if any(wholes) else MAX_PARTS_AHEAD))
 
-    def _of_set(self, layer_set: int, rows_N: npt.NDArray[np.int64], there: Sequence[int]) -> Float32:
-        """(N, L, D) of one set's array: by layer, or by whole objects where that is fewer bytes than requests are worth."""
-        spec = self._arrays[activations_name(layer_set)]
-        if len(set(there)) <= spec.shape[1] * WHOLE_FROM:
-            return read_rows(self._backend.zarr_store(), spec, rows_N, np.array(there, dtype=np.int64)).astype(np.float32)
+    def _parts_by_unit(self, rows_N: npt.NDArray[np.int64]) -> Iterator[slice]:
+        """Of rising rows, those of each unit."""
         units_N = rows_N // self._plans.unit_rows
-        units = np.unique(units_N).tolist()
-        values_NLD = np.empty((len(rows_N), len(there), self.hidden_size), dtype=np.float32)
-        read = partial(self._unit_values, spec)
-        for unit, values_RLD in zip(units, read_ahead(read, units, self._depth(self._layer_sets[layer_set])), strict=True):
-            is_here_N = units_N == unit
-            values_NLD[is_here_N] = values_RLD[rows_N[is_here_N] - unit * self._plans.unit_rows][:, there]
-        return values_NLD
+        bounds = [0, *(np.flatnonzero(np.diff(units_N)) + 1).tolist(), len(rows_N)]
+        return (slice(first, end) for first, end in pairwise(bounds) if first < end)
+
+    def _committed_into(self, out_RLD: Float32, rows_R: npt.NDArray[np.int64], layers: Sequence[int]) -> None:
+        """Rows of one unit."""
+        unit = self._plans.unit_of(int(rows_R[0]))
+        if self._markers(unit, layers) is None:
+            lack = f"unit {unit:06d} (row {rows_R[0]}) is not committed with layers {list(layers)}"
+            raise IntegrityError(f"{self.url}: {lack}; pick rows that have them: rows({list(layers)})")
+        self._read_into(out_RLD, unit, rows_R, layers)
+
+    def _read_into(self, out_RLD: Float32, unit: int, rows_R: npt.NDArray[np.int64], layers: Sequence[int]) -> None:
+        places_R = rows_R - unit * self._plans.unit_rows
+        for layer_set, places in self._places(layers).items():
+            self._numbers.read(self._arrays[activations_name(layer_set)], unit, places, places_R, out_RLD)
+        self._check_finite(out_RLD, rows_R)
 
     def _text(self, unit: int) -> tuple[Rollout, ...]:
         key = parquet_key(unit)
@@ -295,34 +324,17 @@ class StoreReader:
             return None
         if unit not in self._plans:
             self.refresh()
-        first = unit * self._plans.unit_rows
         rows_R = _stored(self._plans.rows(unit), markers)
-        places_R = rows_R - first
-        activations_RLD = self._unit_activations(unit, layers)
-        if len(places_R) < len(activations_RLD):
-            activations_RLD = activations_RLD[places_R]
-        self._check_finite(activations_RLD, rows_R)
+        # As they are decoded, layer by layer; handed out with the dims in order.
+        values_LRD = np.empty((len(layers), len(rows_R), self.hidden_size), dtype=np.float32)
+        activations_RLD = np.moveaxis(values_LRD, 0, 1)
+        self._read_into(activations_RLD, unit, rows_R, layers)
         return ScoredRows(
             rollout_R=rows_R,
-            archetype_R=self._archetype_N[rows_R],
-            score_R=self._unit_scores(unit, scores)[places_R],
+            archetype_R=self._columns["archetype"][rows_R].astype(np.int32),
+            score_R=self._unit_scores(unit, scores)[rows_R - unit * self._plans.unit_rows],
             activations_RLD=activations_RLD,
         )
-
-    def _unit_activations(self, unit: int, layers: Sequence[int]) -> Float32:
-        """(unit_rows, L, D), padding and refused rows included."""
-        by_set = self._places(layers)
-        if len(by_set) == 1:
-            ((layer_set, places),) = by_set.items()
-            values_RLD = self._unit_values(self._arrays[activations_name(layer_set)], unit)
-            there = [place for _, place in places]
-            is_whole = there == list(range(values_RLD.shape[1]))
-            return values_RLD if is_whole else values_RLD[:, there]  # the whole set is what a reducer reads: no copy
-        joined_RLD = np.empty((self._plans.unit_rows, len(layers), self.hidden_size), dtype=np.float32)
-        for layer_set, places in by_set.items():
-            values_RLD = self._unit_values(self._arrays[activations_name(layer_set)], unit)
-            joined_RLD[:, [place for place, _ in places]] = values_RLD[:, [there for _, there in places]]
-        return joined_RLD
 
     def _unit_scores(self, unit: int, name: str | None) -> npt.NDArray[np.int8]:
         """Of the whole unit; -1 where the judge has not spoken."""
@@ -331,10 +343,6 @@ class StoreReader:
         if spec is None or data is None:
             return np.full(self._plans.unit_rows, NOT_SCORED, dtype=np.int8)
         return decode_unit(spec, data, f"{self.url}: {chunk_key(spec, unit)}")
-
-    def _unit_values(self, spec: ArraySpec, unit: int) -> npt.NDArray[Any]:
-        key = chunk_key(spec, unit)
-        return decode_unit(spec, self._backend.get(key), f"{self.url}: {key}")
 
     def _stored_rows(self, layers: Sequence[int]) -> npt.NDArray[np.int64]:
         """Rising."""
@@ -345,14 +353,14 @@ class StoreReader:
         rows = [_stored(self._plans.rows(unit), [markers[unit] for markers in by_set]) for unit in units]
         return np.concatenate([np.empty(0, dtype=np.int64), *rows])
 
-    def _check_finite(self, values: Float32, rows_N: npt.NDArray[np.int64]) -> None:
-        """A missing object reads as NaN; a committed row never is."""
-        is_broken_N = ~np.isfinite(values).all(axis=tuple(range(1, values.ndim)))
-        if is_broken_N.any():
-            first = int(rows_N[np.argmax(is_broken_N)])
+    def _check_finite(self, values_RLD: Float32, rows_R: npt.NDArray[np.int64]) -> None:
+        """A committed row of a unit always is."""
+        is_broken_R = ~np.isfinite(values_RLD).all(axis=(1, 2))
+        if is_broken_R.any():
+            first = int(rows_R[np.argmax(is_broken_R)])
             raise IntegrityError(
-                f"{self.url}: {int(is_broken_N.sum())} committed rows hold NaN or Inf (first: row {first}, "
-                f"unit {self._plans.unit_of(first):06d}); was an object deleted?"
+                f"{self.url}: {int(is_broken_R.sum())} committed rows hold NaN or Inf (first: row {first}, "
+                f"unit {self._plans.unit_of(first):06d}); `persona-ray verify` says what is wrong there"
             )
 
     def _latest(self, key: str) -> str | None:

@@ -126,6 +126,10 @@ class RemoteBackend(Backend):
         """The whole object, or None if the service says that there is no such object (not: no such bucket)."""
 
     @abstractmethod
+    def _read_part(self, key: str, start: int, stop: int | None) -> bytes | None:
+        """See `Backend.part_or_none`: one request, where object and service allow it."""
+
+    @abstractmethod
     def _keys(self, folder: str) -> list[str]:
         """Keys below `folder` ("" = everything), relative, in any order, every page."""
 
@@ -174,6 +178,9 @@ class RemoteBackend(Backend):
 
     def get_or_none(self, key: str) -> bytes | None:  # noqa: D102
         return self._patiently(f"reading {key}", lambda: self._read(key))
+
+    def part_or_none(self, key: str, start: int, stop: int | None = None) -> bytes | None:  # noqa: D102
+        return self._patiently(f"reading {key}", lambda: self._read_part(key, start, stop))
 
     def list_keys(self, folder: str) -> list[str]:  # noqa: D102
         return sorted(self._patiently(f"listing {folder or 'the store'}", lambda: self._keys(folder)))

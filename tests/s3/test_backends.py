@@ -10,14 +10,19 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
+import numpy as np
+import obstore
 import pytest
+from obstore import exceptions
 
 from persona_ray.errors import InputError, IntegrityError, RetryableError, StateError
 from persona_ray.store.address import open_backend
 from persona_ray.store.backend import Backend, StoredObject
 from persona_ray.store.finish import finish_store
 from persona_ray.store.ledger import Ledger
+from persona_ray.store.reader import open_store
 from persona_ray.store.remote import Patience, RemoteBackend
 from persona_ray.store.verify import verify
 from tests.s3.conftest import Place
@@ -80,6 +85,67 @@ def test_a_missing_object_is_none_or_an_error_in_words(place: Place) -> None:
     assert backend.get_or_none("a/b") is None
     with pytest.raises(IntegrityError, match="a/b is missing"):
         backend.get("a/b")
+
+
+PARTS = [(0, 1), (2, 5), (0, 10), (8, 15), (10, 12), (12, 15), (0, None), (4, None), (12, None), (-1, None), (-10, None), (-40, None)]
+
+
+def test_a_part_of_an_object_is_a_slice_of_its_bytes(place: Place) -> None:
+    backend = open_backend(place.url)
+    for key, data in {"ten": b"0123456789", "one": b"0", "none": b""}.items():
+        backend.create_once(key, data)
+        for start, stop in PARTS:
+            assert backend.get_part(key, start, stop) == data[start:stop], (key, start, stop)
+    assert {backend.part_or_none("absent", start, stop) for start, stop in PARTS} == {None}
+    with pytest.raises(IntegrityError, match="absent is missing"):
+        backend.get_part("absent", -1)
+
+
+def test_a_part_is_one_request_that_moves_no_more(remote: Place) -> None:
+    backend = open_backend(remote.url)
+    backend.create_once("a", bytes(100_000))
+    for (start, stop), asked in {(10, 500): "bytes=10-499", (-40, None): "bytes=-40"}.items():
+        with remote.proxy.log() as requests:
+            assert len(backend.get_part("a", start, stop)) == (stop or 0) - start
+        assert [(request.method, request.headers.get("range")) for request in requests] == [("GET", asked)]
+
+
+def test_a_service_that_counts_from_the_beginning_alone(
+    make_place: Callable[[str, str], Place], service_name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Azure does: its client refuses to ask for the end."""
+    backend, get = open_backend(make_place("obstore", service_name).url), obstore.get
+
+    def refusing(store: Any, key: str, *, options: Any = None) -> Any:
+        if "suffix" in (options or {}).get("range", ()):
+            raise exceptions.NotSupportedError("suffix requests")
+        return get(store, key, options=options)
+
+    backend.create_once("ten", b"0123456789")
+    backend.create_once("none", b"")
+    monkeypatch.setattr(obstore, "get", refusing)
+    assert [backend.get_part("ten", start) for start in (-1, -10, -40)] == [b"9", b"0123456789", b"0123456789"]
+    assert backend.get_part("none", -4) == b""
+    assert backend.part_or_none("absent", -4) is None
+
+
+def test_one_layer_moves_one_layer_whatever_happens(remote: Place) -> None:
+    """Of every object of numbers the index and the one inner chunk; requests that fail are made again."""
+    toy = Toy(rows=7, layers=(0, 2, 4, 6), hidden=64)
+    store = open_store(toy.fill(remote.url))
+    whole_NLD = store.rows().activations()
+    for layer, seed in ((2, 0), (4, 1)):
+        remote.proxy.hang_s = 0.2
+        remote.proxy.spoil_at_random(0.3, seed, (Fault.SLOW_DOWN, Fault.TRUNCATED, Fault.LOST_REPLY), {"GET"})
+        try:
+            with remote.proxy.log() as requests:
+                found_ND = store.rows([layer]).layer(layer)
+        finally:
+            remote.proxy.heal()
+        np.testing.assert_array_equal(found_ND, whole_NLD[:, toy.layers.index(layer)])
+        asked = {(request.path, request.headers.get("range")) for request in requests if "/activations/" in request.path}
+        assert None not in {part for _, part in asked}
+        assert len(asked) == len(toy.plan.units) * (2 if layer == 2 else 1)
 
 
 def test_listings(place: Place) -> None:
@@ -252,6 +318,9 @@ def test_a_passing_fault_of_a_read_or_a_listing_is_survived(remote: Place, fault
     remote.proxy.hang_s = 0.5
     remote.proxy.spoil(fault, 2, {"GET", "HEAD"})
     assert backend.get_or_none("a/b") == data
+    for start, stop in ((-50_000, None), (70_000, 140_000)):
+        remote.proxy.spoil(fault, 2, {"GET"})
+        assert backend.get_part("a/b", start, stop) == data[start:stop]
     remote.proxy.spoil(fault, 2, {"GET"})
     assert backend.list_keys("") == ["a/b"]
 
@@ -269,11 +338,12 @@ def test_a_fault_that_does_not_pass_ends_in_one_line_after_the_stated_time(remot
 
 
 @pytest.mark.parametrize("fault", sorted(LASTING))
-@pytest.mark.parametrize("act", ["create_once", "get_or_none", "list_keys", "replace"])
+@pytest.mark.parametrize("act", ["create_once", "get_or_none", "get_part", "list_keys", "replace"])
 def test_a_lasting_fault_ends_at_once_and_shows_no_credentials(remote: Place, fault: Fault, act: str) -> None:
     acts: dict[str, Callable[[Backend], object]] = {
         "create_once": lambda backend: backend.create_once("a", b""),
         "get_or_none": lambda backend: backend.get_or_none("a"),
+        "get_part": lambda backend: backend.get_part("a", -1),
         "list_keys": lambda backend: backend.list_keys(""),
         "replace": lambda backend: backend.replace("zarr.json", b""),
     }
@@ -333,6 +403,8 @@ def test_a_bucket_that_is_not_there(remote: Place) -> None:
     for act in (
         lambda: open_backend(url).probe_write_once(),
         lambda: open_backend(url).get_or_none("a"),
+        lambda: open_backend(url).get_part("a", 0, 1),
+        lambda: open_backend(url).get_part("a", -1),
         lambda: open_backend(url).list_keys(""),
     ):
         with pytest.raises(InputError, match="there is no such bucket; create it first"):

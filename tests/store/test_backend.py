@@ -2,10 +2,13 @@ from __future__ import annotations
 
 import hashlib
 import os
+import tempfile
 import threading
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from persona_ray.errors import InputError, IntegrityError, RetryableError, StateError
 from persona_ray.store.address import absolute_url, open_backend
@@ -85,6 +88,26 @@ def test_a_missing_object_is_none_or_an_error_in_words(tmp_path: Path) -> None:
     assert backend.get_or_none("a/b") is None
     with pytest.raises(IntegrityError, match="a/b is missing"):
         backend.get("a/b")
+
+
+@given(data=st.binary(max_size=9), start=st.integers(-12, 12), stop=st.none() | st.integers(0, 12))
+def test_a_part_of_an_object_is_a_slice_of_its_bytes(data: bytes, start: int, stop: int | None) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        backend = open_backend(folder)
+        backend.create_once("a/b", data)
+        stop = stop if start >= 0 else None
+        assert backend.get_part("a/b", start, stop) == backend.part_or_none("a/b", start, stop) == data[start:stop]
+
+
+def test_a_part_of_a_missing_object_is_none_or_an_error_in_words(tmp_path: Path) -> None:
+    backend = open_backend(str(tmp_path))
+    assert backend.part_or_none("a/b", 1, 2) is None
+    assert backend.part_or_none("a/b", -2) is None
+    with pytest.raises(IntegrityError, match="a/b is missing"):
+        backend.get_part("a/b", -2)
+    (tmp_path / "a").mkdir()
+    with pytest.raises(InputError, match="no usable folder for a store"):
+        backend.get_part("a", 0, 2)
 
 
 def test_the_probe_leaves_nothing_behind(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from persona_ray.errors import InputError, IntegrityError
 from persona_ray.spec import Judgement
 from persona_ray.store.reader import open_store
 from persona_ray.store.scores import ScoreWriter
+from persona_ray.store.writer import UnitWriter
 
 
 def test_what_a_store_says_of_itself(tmp_path: Path, toy: Any) -> None:
@@ -113,10 +114,50 @@ def test_damage_is_an_error_and_never_a_number(tmp_path: Path, toy: Any) -> None
         with pytest.raises(IntegrityError, match="activations/c/1/0/0"):
             list(store.scored_rows([1], None))
     shard.unlink()
-    with pytest.raises(IntegrityError, match="missing"):
-        list(store.scored_rows([1], None))
-    with pytest.raises(IntegrityError, match="unit 000001"):
-        store.layer(0)
+    for read in (lambda: list(store.scored_rows([1], None)), lambda: store.layer(0), lambda: open_store(store.url).layer(0)):
+        with pytest.raises(IntegrityError, match=r"object activations/c/1/0/0 is missing"):
+            read()
+
+
+@pytest.mark.parametrize("is_indexed", [False, True])
+def test_damage_of_one_layer_is_an_error_and_never_a_number(tmp_path: Path, toy: Any, is_indexed: bool) -> None:
+    """With the index in hand, and without."""
+    url = toy.fill(tmp_path)
+    whole_ND = open_store(url).layer(0)[1]
+    shard = tmp_path / "activations/c/1/0/0"
+    intact = shard.read_bytes()
+    for damaged in (bytes([intact[0] ^ 1]) + intact[1:], intact[:-1] + bytes([intact[-1] ^ 1]), intact[: len(intact) // 3], b"\1", b""):
+        store = open_store(url)
+        if is_indexed:
+            np.testing.assert_array_equal(store.layer(0)[1], whole_ND)
+        shard.unlink()
+        shard.write_bytes(damaged)
+        if is_indexed and damaged[:1] == intact[:1] and len(damaged) == len(intact):
+            np.testing.assert_array_equal(store.layer(0)[1], whole_ND)  # the index alone is damaged, and was read before
+            store = open_store(url)
+        for read in (lambda store=store: store.layer(0), lambda store=store: list(store.scored_rows([1], None, [0]))):
+            with pytest.raises(IntegrityError, match="activations/c/1/0/0: activations "):
+                read()
+        shard.unlink()
+        shard.write_bytes(intact)
+        np.testing.assert_array_equal(store.layer(0)[1], whole_ND)
+
+
+def test_one_layer_of_a_unit_that_was_made_again(tmp_path: Path, toy: Any) -> None:
+    """Its index was read before: the new object's chunks lie elsewhere."""
+    store = open_store(toy.fill(tmp_path / "a"))
+    before_ND = store.layer(3)[1]
+    again = toy.captured(1, activations=np.round(toy.activations(1, seed=1)))
+    toy.prepare(tmp_path / "b")
+    writer = UnitWriter(str(tmp_path / "b"))
+    writer.write_rollouts(1, toy.rollouts(1))
+    writer.commit(again)
+    for key in ("activations/c/1/0/0", "_commits/000001.json"):
+        (tmp_path / "a" / key).unlink()
+        (tmp_path / "b" / key).rename(tmp_path / "a" / key)
+    after_ND = store.layer(3)[1]
+    np.testing.assert_array_equal(after_ND[4:8], again.activations_RLD[:, 1])
+    np.testing.assert_array_equal(np.delete(after_ND, range(4, 8), axis=0), np.delete(before_ND, range(4, 8), axis=0))
 
 
 def test_a_reader_travels_as_its_address(tmp_path: Path, toy: Any) -> None:

@@ -13,12 +13,12 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-import zarr.storage
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from persona_ray.errors import InputError, IntegrityError
 from persona_ray.spec import CapturedUnit, Judgement
+from persona_ray.store.folder import FolderBackend
 from persona_ray.store.prepare import prepare_store
 from persona_ray.store.reader import open_store
 from persona_ray.store.scores import ScoreWriter, publish_scores
@@ -27,7 +27,7 @@ from persona_ray.store.writer import UnitWriter
 NUM_ROWS, UNIT_ROWS, HIDDEN = 21, 4, 5
 FIRST_LAYERS, FURTHER_LAYERS = (0, 3, 7), (1, 5)
 LAYERS = FIRST_LAYERS + FURTHER_LAYERS
-WHOLE = -1
+WHOLE, PART = "get_or_none", "part_or_none"
 REFUSED = {1: "empty answer", 12: "too long", 13: "too long"}
 UNWRITTEN, WITHOUT_FURTHER = 4, 2
 ROWS_N = [row for row in range(NUM_ROWS) if row not in REFUSED and row // UNIT_ROWS != UNWRITTEN]
@@ -190,10 +190,28 @@ def test_what_is_not_known_is_said_in_one_line(filled: SimpleNamespace, make_toy
 
 def test_rows_of_a_unit_that_lacks_the_layers_are_never_made_up(filled: SimpleNamespace) -> None:
     """Picked for the store's first layers, then asked for a layer that some of them do not have."""
-    with pytest.raises(IntegrityError, match=r"hold NaN or Inf \(first: row 8, unit 000002\)"):
+    with pytest.raises(IntegrityError, match=r"unit 000002 \(row 8\) is not committed with layers \[1\]; pick rows that have them"):
         filled.store.rows().layer(1)
     with pytest.raises(IntegrityError, match=r"4 of 14 picked rows have no activations of layers \[1\]; pick rows that have them"):
         list(filled.store.rows().stream([1]))
+
+
+def test_numbers_whose_marker_is_not_there_are_never_read(toy: Any, tmp_path: Path) -> None:
+    """Picked before their unit was requeued, or written by somebody who has not committed yet."""
+    rows = open_store(toy.fill(tmp_path)).rows()
+    (tmp_path / "_commits/000001.json").unlink()
+    fresh = open_store(str(tmp_path))
+    for layers in ([3], [0, 3]):
+        with pytest.raises(IntegrityError, match=r"unit 000001 \(row 4\) is not committed with layers"):
+            fresh.activations(rows.rollout_N, layers)
+        assert fresh.activations(rows.rollout_N[:4], layers).shape == (4, len(layers), 6)
+
+
+def test_rows_that_are_refused_have_no_numbers(toy: Any, tmp_path: Path) -> None:
+    store = open_store(toy.fill(tmp_path, refused={5: "empty answer"}))
+    for layers in ([3], [0, 3]):
+        with pytest.raises(IntegrityError, match=r"1 committed rows hold NaN or Inf \(first: row 5, unit 000001\)"):
+            store.activations(np.array([0, 4, 5, 6]), layers)
 
 
 def test_rows_that_went_while_they_were_streamed_are_missed(toy: Any, tmp_path: Path) -> None:
@@ -272,57 +290,61 @@ except InputError as error:
 # ---- what it costs
 
 
-class Counted(zarr.storage.WrapperStore[Any]):
-    """A place that keeps a list of what was asked of it."""
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
+    """What folders are asked for: how, and the key."""
+    seen: list[tuple[str, str]] = []
 
-    def __init__(self, store: Any, asked: list[tuple[str, bool]]) -> None:
-        super().__init__(store)
-        self.asked = asked
+    def listen(kind: str, method: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda self, key, *rest: seen.append((kind, key)) or method(self, key, *rest)
 
-    def _with_store(self, store: Any) -> Counted:
-        return Counted(store, self.asked)
-
-    async def get(self, key: str, prototype: Any, byte_range: Any = None) -> Any:
-        """Noted as key, and whether the whole object was wanted."""
-        self.asked.append((key, byte_range is None))
-        return await super().get(key, prototype, byte_range)
+    for kind in (WHOLE, PART):
+        monkeypatch.setattr(FolderBackend, kind, listen(kind, getattr(FolderBackend, kind)))
+    return seen
 
 
 @pytest.mark.parametrize(
-    ("layers", "of_set"),
-    [((3,), [1]), ((7, 0), [WHOLE]), ((1,), [0, 1]), ((5, 0, 3), [WHOLE, 1]), ((3, 3), [1])],
+    ("layers", "kinds"),
+    [
+        ((3,), {"activations": PART}),
+        ((3, 3), {"activations": PART}),
+        ((7, 0), {"activations": WHOLE}),
+        ((1,), {"activations_1": PART}),
+        ((0, 1), {"activations": PART, "activations_1": PART}),
+        ((5, 0, 3), {"activations": WHOLE, "activations_1": PART}),
+    ],
 )
-def test_requests_are_those_of_the_layers_that_are_asked_for(filled: SimpleNamespace, layers: tuple[int, ...], of_set: list[int]) -> None:
-    """For each unit that rows are picked from, and each set of layers: the shard's index, and a part of it for each layer.
+@pytest.mark.parametrize("is_streamed", [False, True])
+def test_requests_are_those_of_the_layers_that_are_asked_for(
+    filled: SimpleNamespace, asked: list[tuple[str, str]], layers: tuple[int, ...], kinds: dict[str, str], is_streamed: bool
+) -> None:
+    """For each unit that rows are picked from, and each set of layers: of its object the layer, and the first time its index.
 
-    requests = sum over sets with a layer asked for of units x (1 + layers of the set), or units where more than half of the
-    set's layers are asked for, and objects are read whole; no metadata, and no other unit.
+    Or the whole of it, where more than half of the set's layers are asked for. No metadata, no marker again, and no other unit.
     """
-    store = open_store(filled.url)
-    asked: list[tuple[str, bool]] = []
-    place, get = store._backend.zarr_store(), store._backend.get
-    whole: list[str] = []
-    store._backend.get = lambda key: (whole.append(key), get(key))[1]  # type: ignore[method-assign]
-    store._backend.zarr_store = lambda: Counted(place, asked)  # type: ignore[method-assign]
-    rows = store.rows(LAYERS)
-    for picked, num_units in ((rows, 4), (rows.pick([0, 1, len(rows) - 1]), 2), (rows.pick([]), 0)):
-        assert asked == []
-        whole.clear()
-        picked.activations(layers)
-        assert len(asked) == num_units * sum(1 + num_layers for num_layers in of_set if num_layers > 0)
-        assert len(whole) == num_units * of_set.count(WHOLE)
-        assert not any(is_whole for _, is_whole in asked)
-        assert len({key for key, _ in asked}) == num_units * sum(num_layers > 0 for num_layers in of_set)
+    rows = open_store(filled.url).rows(LAYERS)
+    unseen = {0, 1, 3, 5}
+    for picked, units in ((rows, [0, 1, 3, 5]), (rows.pick([0, 1, len(rows) - 1]), [0, 5]), (rows.pick([]), [])):
         asked.clear()
+        found_NLD = np.concatenate([part.activations_RLD for part in picked.stream(layers)] or [np.empty((0, len(layers), HIDDEN))])
+        if not is_streamed:
+            asked.clear()
+            found_NLD = picked.activations(layers)
+        np.testing.assert_array_equal(found_NLD, filled.whole_NLD[picked.rollout_N][:, [LAYERS.index(layer) for layer in layers]])
+        expected = [
+            (kind, f"{name}/c/{unit}/0/0")
+            for name, kind in kinds.items()
+            for unit in units
+            for _ in range(2 if kind == PART and is_streamed and unit in unseen else 1)
+        ]
+        assert sorted(request for request in asked if not request[1].startswith("scores/")) == sorted(expected)
+        unseen = set()
 
 
-def test_streaming_is_one_request_for_a_unit(filled: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_streaming_is_one_request_for_a_unit(filled: SimpleNamespace, asked: list[tuple[str, str]]) -> None:
     """And one for its scores: whole objects."""
-    store = open_store(filled.url)
-    rows = store.rows().pick([0, 1, len(ROWS_N) - 1])
-    asked: list[str] = []
-    get = type(store._backend).get_or_none
-    monkeypatch.setattr(type(store._backend), "get_or_none", lambda self, key: asked.append(key) or get(self, key))
+    rows = open_store(filled.url).rows().pick([0, 1, len(ROWS_N) - 1])
+    asked.clear()
     assert len(list(rows.stream())) == 2
     of_units = [f"{name}/c/{unit}{end}" for unit in (0, 5) for name, end in (("activations", "/0/0"), ("scores/judge-1/score", ""))]
-    assert sorted(asked) == sorted(["scores/latest.json", *of_units])
+    assert sorted(asked) == sorted((WHOLE, key) for key in ["scores/latest.json", *of_units])
