@@ -132,7 +132,7 @@ def test_without_a_fixed_number_replicas_fill_the_cluster_and_a_node_that_joins(
         if not joined:
             joined.append(three_nodes.add_node(num_cpus=1, num_gpus=4))
 
-    work = SlowHere(tmp_path)
+    work = UntilThreeNodesWorked(tmp_path)
     with Replicas(spec, work, count="auto", name="growing") as replicas:
         replicas.check()
         eventually(lambda: replicas.look_around() or len(replicas.handles) == 2)
@@ -148,13 +148,15 @@ def test_without_a_fixed_number_replicas_fill_the_cluster_and_a_node_that_joins(
     three_nodes.remove_node(joined[0])
 
 
-class SlowHere:
-    """Work that takes its time, and leaves a note of the node that did it."""
+class UntilThreeNodesWorked:
+    """Work that leaves a note of the node that did it, and after some units waits for notes of three nodes, so that the third gets one."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def __call__(self, unit: Unit, engine: Engine) -> Receipt:
-        time.sleep(1.0)
         (self.folder / str(unit.index)).write_text(ray.get_runtime_context().get_node_id())
+        notes = list(self.folder.iterdir())
+        if len(notes) > 10:
+            eventually(lambda: len({note.read_text() for note in self.folder.iterdir()} - {""}) == 3, seconds=150)
         return Receipt(unit.index, 0, 0, 0, 0.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -192,9 +193,8 @@ def test_a_writer_that_opened_before_the_plan_came_writes_its_units(tmp_path: Pa
 
 
 def test_a_plan_whose_run_died_after_the_claim_is_brought_in_by_the_next(tmp_path: Path, toy: Any, tree: Tree) -> None:
-    for name in ("whole", "part"):
-        FIRST.prepare(tmp_path / name, toy)
-        (tmp_path / name / "_plans/000000.json").write_bytes((tmp_path / "whole/_plans/000000.json").read_bytes())
+    FIRST.prepare(tmp_path / "whole", toy)
+    shutil.copytree(tmp_path / "whole", tmp_path / "part")
     MORE.prepare(tmp_path / "whole", toy)
     claim = (tmp_path / "whole/_plans/000001.json").read_bytes()
     (tmp_path / "part/_plans/000001.json").write_bytes(claim)
