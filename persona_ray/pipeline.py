@@ -24,8 +24,9 @@ from persona_ray.errors import NothingUsableError
 from persona_ray.interrupt import Interruptions
 from persona_ray.judge.lexicon import LexiconJudge
 from persona_ray.planning import Setup, expected_tokens, prepare, sampling_of
+from persona_ray.reduce.moments import Moments
 from persona_ray.reduce.persona_space import persona_space, space_name
-from persona_ray.reduce.tasks import moments_of
+from persona_ray.reduce.tasks import on_cluster
 from persona_ray.rollouts.transcript import Transcriber
 from persona_ray.rollouts.wanted import opening
 from persona_ray.scheduler.driver import Driver, cluster
@@ -183,7 +184,7 @@ def reduce_store(setup: Setup, store: StoreReader, progress: Progress) -> Reduce
     store.refresh()  # another run may have added archetypes, and units of theirs
     units = store.units(setup.layers, at=snapshot)
     with progress.phase("reduce", len(units), "units") as advance:
-        moments = moments_of(StoredRows(url, judge_name, setup.layers), units, num_tasks=REDUCE_TASKS, progress=advance)
+        moments = on_cluster(StoredRows(url, judge_name, setup.layers), units, Moments.of, num_tasks=REDUCE_TASKS, progress=advance)
     try:
         reduced = persona_space(
             moments,

@@ -6,14 +6,14 @@ This file knows nothing of stores, judges, Ray or of which archetype is the defa
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
-from persona_ray.errors import IntegrityError, NothingUsableError
-from persona_ray.spec import Float32, Float64, ProgressCallback, RowSource, ScoredRows
+from persona_ray.errors import IntegrityError
+from persona_ray.spec import Float32, Float64, ScoredRows
 
 
 class Group(NamedTuple):
@@ -88,40 +88,6 @@ class Moments:
     def num_rows(self) -> int:
         """Rows in all groups."""
         return sum(moments.count for moments in self.groups.values())
-
-
-def merge_all(parts: Iterable[Moments]) -> Moments:
-    """All parts merged pairwise as a tree, which keeps rounding small and at most log2(parts) + 2 results alive.
-
-    The tree depends on the number of parts alone: a part of 2^k first parts is a node of it. So parts that were merged
-    beforehand in aligned runs of a power of two give the same bits. Raises NothingUsableError if there is no part.
-    """
-    nodes: list[tuple[int, Moments]] = []
-    for part in parts:
-        size, node = 1, part
-        while nodes and nodes[-1][0] == size:
-            size, node = 2 * size, nodes.pop()[1].merge(node)
-        nodes.append((size, node))
-    if not nodes:
-        raise NothingUsableError("there is nothing to reduce: not one unit is committed")
-    merged = nodes.pop()[1]
-    while nodes:
-        merged = nodes.pop()[1].merge(merged)
-    return merged
-
-
-def moments_in_process(source: RowSource, units: Sequence[int], progress: ProgressCallback = lambda _: None) -> Moments:
-    """Moments of `units`, one after the other in this process. `progress` is told of units.
-
-    Raises NothingUsableError without units, IntegrityError for rows that are not finite.
-    """
-    return merge_all(_each_unit(source, units, progress))
-
-
-def _each_unit(source: RowSource, units: Sequence[int], progress: ProgressCallback) -> Iterable[Moments]:
-    for rows in source(units):
-        yield Moments.of(rows)
-        progress(1)
 
 
 def _not_finite(rows: ScoredRows) -> str:

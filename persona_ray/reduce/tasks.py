@@ -1,19 +1,19 @@
-"""Moments on a Ray cluster: one task for each slice of units, results merged as a tree by further tasks.
+"""Statistics on a Ray cluster: one task for each slice of units, results merged as a tree by further tasks.
 
 The only file of this package that knows Ray. Rows are read where the tasks run; the driver receives the last merge alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import ray
 from ray.exceptions import NodeDiedError, ObjectLostError, OutOfMemoryError, RayTaskError, WorkerCrashedError
 
 from persona_ray.errors import NothingUsableError, PersonaRayError, RetryableError
-from persona_ray.reduce.moments import Moments, moments_in_process
-from persona_ray.spec import ProgressCallback, RowSource
+from persona_ray.reduce.merging import M, in_process
+from persona_ray.spec import ProgressCallback, RowSource, ScoredRows
 
 if TYPE_CHECKING:
     from ray import ObjectRef
@@ -22,23 +22,29 @@ if TYPE_CHECKING:
 _OPTIONS: dict[str, Any] = {"num_cpus": 1, "max_retries": 10, "retry_exceptions": [RetryableError]}
 
 
-def moments_of(source: RowSource, units: Sequence[int], num_tasks: int, progress: ProgressCallback = lambda _: None) -> Moments:
-    """Moments of `units` by at most `num_tasks` Ray tasks of one CPU each; bit-equal to `moments_in_process`.
+def on_cluster(
+    source: RowSource,
+    units: Sequence[int],
+    measure: Callable[[ScoredRows], M],
+    num_tasks: int,
+    progress: ProgressCallback = lambda _: None,
+) -> M:
+    """`measure` of `units`, merged, by at most `num_tasks` Ray tasks of one CPU each; bit-equal to `in_process`.
 
     Equal bits need slices of a power of two units, so that every slice is a node of the serial merge tree; and one
-    ScoredRows for each unit. `source` travels to the workers and must pickle. `progress` is told of units, slice by slice.
-    Raises NothingUsableError without units, RetryableError if workers keep dying, and what `source` raises.
+    ScoredRows for each unit. `source` and `measure` travel to the workers and must pickle. `progress` is told of units, slice by slice.
+    Raises NothingUsableError without units, RetryableError if workers keep dying, and what `source` and `measure` raise.
     """
     if not units:
         raise NothingUsableError("there is nothing to reduce: not one unit is committed")
     size = slice_size(len(units), num_tasks)
     slices = [list(units[start : start + size]) for start in range(0, len(units), size)]
-    reduce_slice = ray.remote(moments_in_process).options(**_OPTIONS)
-    source_ref = ray.put(source)
-    parts = {reduce_slice.remote(source_ref, part): len(part) for part in slices}
+    reduce_slice: Any = ray.remote(in_process).options(**_OPTIONS)
+    source_ref, measure_ref = ray.put(source), ray.put(measure)
+    parts = {reduce_slice.remote(source_ref, part, measure_ref): len(part) for part in slices}
     try:
         _report(parts, progress)
-        return ray.get(_merged(list(parts)))
+        merged: M = ray.get(_merged(list(parts)))
     except RayTaskError as error:
         if isinstance(error.cause, PersonaRayError):
             raise error.cause from error
@@ -46,6 +52,7 @@ def moments_of(source: RowSource, units: Sequence[int], num_tasks: int, progress
     except (WorkerCrashedError, NodeDiedError, OutOfMemoryError, ObjectLostError) as error:
         cause = " ".join(str(error).split())
         raise RetryableError(f"a reducing worker was lost again and again ({cause}); is there enough memory for its slice?") from error
+    return merged
 
 
 def slice_size(num_units: int, num_tasks: int) -> int:
@@ -54,7 +61,7 @@ def slice_size(num_units: int, num_tasks: int) -> int:
     return 1 << (least - 1).bit_length()
 
 
-def _report(parts: dict[ObjectRef[Moments], int], progress: ProgressCallback) -> None:
+def _report(parts: dict[ObjectRef[Any], int], progress: ProgressCallback) -> None:
     waiting = list(parts)
     while waiting:
         done, waiting = ray.wait(waiting, fetch_local=False)
@@ -62,11 +69,15 @@ def _report(parts: dict[ObjectRef[Moments], int], progress: ProgressCallback) ->
             progress(parts[part])
 
 
-def _merged(parts: list[ObjectRef[Moments]]) -> ObjectRef[Moments]:
+def _merged(parts: list[ObjectRef[Any]]) -> ObjectRef[Any]:
     """The same tree as `merge_all`: the left branch is the largest power of two of parts."""
     if len(parts) == 1:
         return parts[0]
     left = 1 << ((len(parts) - 1).bit_length() - 1)
-    merge = ray.remote(Moments.merge).options(**_OPTIONS)
-    merged: ObjectRef[Moments] = merge.remote(_merged(parts[:left]), _merged(parts[left:]))
+    merge: Any = ray.remote(_merge).options(**_OPTIONS)
+    merged: ObjectRef[Any] = merge.remote(_merged(parts[:left]), _merged(parts[left:]))
     return merged
+
+
+def _merge(left: M, right: M) -> M:
+    return left.merge(right)

@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from persona_ray.errors import IntegrityError, NothingUsableError
-from persona_ray.reduce.moments import Group, Moments, merge_all, moments_in_process
+from persona_ray.reduce.merging import in_process, merge_all
+from persona_ray.reduce.moments import Group, Moments
 from persona_ray.spec import Float32, ScoredRows
 
 LAYERS, WIDTH = 2, 3
@@ -121,12 +122,12 @@ def test_other_shapes_are_refused() -> None:
 
 def test_no_units_is_an_error_in_words() -> None:
     with pytest.raises(NothingUsableError, match="not one unit"):
-        moments_in_process(lambda units: iter(()), [])
+        in_process(lambda units: iter(()), [], Moments.of)
 
 
 def test_progress_hears_of_every_unit() -> None:
     told: list[int] = []
     unit = rows_of([0], [3], np.ones((1, LAYERS, WIDTH), np.float32))
-    moments = moments_in_process(lambda units: iter([unit for _ in units]), [4, 5, 6], told.append)
+    moments = in_process(lambda units: iter([unit for _ in units]), [4, 5, 6], Moments.of, told.append)
     assert sum(told) == 3
     assert moments.num_rows == 3

@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from persona_ray.errors import IntegrityError, NothingUsableError
-from persona_ray.reduce.moments import moments_in_process
-from persona_ray.reduce.tasks import moments_of, slice_size
+from persona_ray.reduce.merging import in_process
+from persona_ray.reduce.moments import Moments
+from persona_ray.reduce.tasks import on_cluster, slice_size
 from persona_ray.spec import ScoredRows
 
 
@@ -48,7 +49,7 @@ def local_ray() -> Iterator[None]:
 def test_parallel_equals_serial_bit_by_bit(num_units: int, num_tasks: int) -> None:
     told: list[int] = []
     units = list(range(5, 5 + num_units))
-    parallel, serial = moments_of(random_units, units, num_tasks, told.append), moments_in_process(random_units, units)
+    parallel, serial = on_cluster(random_units, units, Moments.of, num_tasks, told.append), in_process(random_units, units, Moments.of)
     assert sum(told) == num_units
     assert set(parallel.groups) == set(serial.groups)
     for group, expected in serial.groups.items():
@@ -58,16 +59,16 @@ def test_parallel_equals_serial_bit_by_bit(num_units: int, num_tasks: int) -> No
 
 
 def test_a_bad_row_is_named_as_in_one_process() -> None:
-    with pytest.raises(IntegrityError) as in_process:
-        moments_in_process(broken_units, range(6))
+    with pytest.raises(IntegrityError) as alone:
+        in_process(broken_units, range(6), Moments.of)
     with pytest.raises(IntegrityError) as in_tasks:
-        moments_of(broken_units, range(6), 2)
-    assert str(in_tasks.value) == str(in_process.value)
+        on_cluster(broken_units, range(6), Moments.of, 2)
+    assert str(in_tasks.value) == str(alone.value)
 
 
 def test_no_units_is_an_error_in_words() -> None:
     with pytest.raises(NothingUsableError, match="not one unit"):
-        moments_of(random_units, [], 2)
+        on_cluster(random_units, [], Moments.of, 2)
 
 
 @given(num_units=st.integers(1, 5000), num_tasks=st.integers(1, 300))
