@@ -11,6 +11,7 @@ import os
 import shlex
 import shutil
 import sys
+from dataclasses import asdict
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -103,12 +104,15 @@ def axis(
 
     Example: persona-ray axis persona-ray-quickstart/store
     """
+    from persona_ray.report.certainty import sentences
     from persona_ray.report.from_store import report_data
     from persona_ray.report.tables import axis_json, axis_table
     from persona_ray.store.reader import open_store
 
-    reduced = report_data(open_store(store)).reduced
-    show(axis_json(reduced), axis_table(reduced, top), as_json=as_json)
+    data = report_data(open_store(store))
+    certainty = {"certainty": None if data.certainty is None else asdict(data.certainty)}
+    said = [] if data.certainty is None else ["\n".join(sentences(data.certainty))]
+    show(axis_json(data.reduced) | certainty, axis_table(data.reduced, top), *said, as_json=as_json)
 
 
 @app.command("report")
@@ -257,6 +261,7 @@ def _require_writable(out: Path) -> None:
 
 
 def _summary(outcome: Outcome, page: Path, *, as_json: bool) -> None:
+    from persona_ray.report.certainty import sentences
     from persona_ray.report.tables import axis_json, axis_table, run_table, steering_json, steering_table
 
     counts = outcome.counts
@@ -270,10 +275,13 @@ def _summary(outcome: Outcome, page: Path, *, as_json: bool) -> None:
         "units_done": outcome.units_done,
         "stopped": outcome.stopped,
         "axis": axis_json(outcome.reduced),
+        "certainty": None if outcome.certainty is None else asdict(outcome.certainty),
         "steering": None if outcome.steering is None else steering_json(outcome.steering),
         "report": str(page),
     }
     parts: list[Any] = [axis_table(outcome.reduced, top=5)]
+    if outcome.certainty is not None:
+        parts.append("\n".join(sentences(outcome.certainty)))
     if outcome.steering is not None:
         parts.append(steering_table(outcome.steering))
     resumed = "" if outcome.units_done else "Everything was there already; nothing was generated again.\n"

@@ -195,6 +195,9 @@ class ReduceConfig(_Section):
     min_score: int = Field(3, ge=0, le=3, description="Rows of a role vector need at least this score; ignored without a judge.")
     min_count: int = Field(10, ge=1, description="An archetype with fewer such rows has no role vector.")
     rank: int = Field(64, ge=1, description="Principal components kept, at most.")
+    bootstrap: int = Field(
+        200, ge=0, description="Bootstrap replicates (by question) for error bars; 0: none. They read one layer again, twice."
+    )
     stop: None = Field(None, description="Convergence rule; not in this version.")
 
 

@@ -13,50 +13,34 @@ import logging
 import secrets
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
 
 from persona_ray.catalog.select import Selection
 from persona_ray.config import Job
-from persona_ray.errors import NothingUsableError
 from persona_ray.interrupt import Interruptions
 from persona_ray.judge.lexicon import LexiconJudge
 from persona_ray.planning import Setup, expected_tokens, prepare, sampling_of
-from persona_ray.reduce.moments import Moments
-from persona_ray.reduce.persona_space import persona_space, space_name
-from persona_ray.reduce.tasks import on_cluster
+from persona_ray.reducing import Reduction, measure_certainty, reduce_store
 from persona_ray.rollouts.transcript import Transcriber
 from persona_ray.rollouts.wanted import opening
 from persona_ray.scheduler.driver import Driver, cluster
 from persona_ray.scheduler.limits import over_time, within_rows
 from persona_ray.scheduler.state import Rules, SchedulerState
 from persona_ray.shards.actors.replicas import Replicas
-from persona_ray.spec import GenerationRequest, ProgressCallback, Reduced, RunCounts, SteeringCheck
+from persona_ray.spec import Certainty, GenerationRequest, Progress, ProgressCallback, Reduced, RunCounts, SteeringCheck
 from persona_ray.steer.check import MIN_QUESTIONS, Experiment, Request, check_steering
 from persona_ray.steer.edit import AddVector
 from persona_ray.store.finish import finish_store
 from persona_ray.store.ledger import Ledger
 from persona_ray.store.plans import Plans
 from persona_ray.store.prepare import check_store, prepare_store
-from persona_ray.store.reader import StoredRows, StoreReader, open_store
-from persona_ray.store.reduced import publish_reduced, write_reduced
+from persona_ray.store.reader import StoreReader, open_store
 from persona_ray.store.scores import ScoreWriter, publish_scores
 from persona_ray.store.steering import read_steering, write_steering
 
 log = logging.getLogger(__name__)
-
-REDUCE_TASKS = 16
-"""Each holds the moments of its slice until they are merged: more tasks are more memory, and these keep any reader busy."""
-
-
-class Progress(Protocol):
-    """Who tells people how far the run is."""
-
-    def phase(self, name: str, total: int, unit: str, done: int = 0) -> AbstractContextManager[ProgressCallback]:
-        """One piece of long work, of `total` items called `unit`, `done` of them before."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +52,7 @@ class Outcome:
     units_done: int
     """Units that this run computed: 0 if all were there before."""
     reduced: Reduced
+    certainty: Certainty | None
     steering: SteeringCheck | None
     seconds: Mapping[str, float]
     """Wall time of this run's phases."""
@@ -100,12 +85,14 @@ def run(job: Job, progress: Progress, *, address: str | None = None) -> Outcome:
             with clock("judge"):
                 judge_rollouts(setup, store, progress)
             with clock("reduce"):
-                reduced = reduce_store(setup, store, progress)
+                reduced = reduce_store(store, reduction_of(setup), progress)
+            with clock("error bars"):
+                certainty = measure_certainty(store, reduction_of(setup), reduced, progress)
             with clock("steering check"):
                 steering = steer(setup, store, reduced, replicas, progress)
         finally:
             finish_store(url)
-    return Outcome(url, counts_of(setup, plans, store), extracted.num_units, reduced, steering, clock.seconds, extracted.stopped)
+    return Outcome(url, counts_of(setup, plans, store), extracted.num_units, reduced, certainty, steering, clock.seconds, extracted.stopped)
 
 
 # ---- the steps, in the order of the story -----------------------------------------------------------------------------
@@ -173,34 +160,14 @@ def judge_rollouts(setup: Setup, store: StoreReader, progress: Progress) -> None
     publish_scores(store.url, judge.name)
 
 
-def reduce_store(setup: Setup, store: StoreReader, progress: Progress) -> Reduced:
-    """Role vectors, axis and principal components of what is committed; computed only if data, scores or settings are new."""
-    url, config = store.url, setup.job.reduce
-    judge_name = None if setup.judge is None else setup.judge.name
-    snapshot = store.snapshot()
-    name = space_name(snapshot.digest, judge_name, setup.layers, config)
-    if store.latest_reduced() == name:
-        return store.reduced(name)
-    store.refresh()  # another run may have added archetypes, and units of theirs
-    units = store.units(setup.layers, at=snapshot)
-    with progress.phase("reduce", len(units), "units") as advance:
-        moments = on_cluster(StoredRows(url, judge_name, setup.layers), units, Moments.of, num_tasks=REDUCE_TASKS, progress=advance)
-    try:
-        reduced = persona_space(
-            moments,
-            archetypes=store.archetypes,
-            default_archetypes=store.default_archetypes,
-            layers=setup.layers,
-            config=config,
-            judge_name=judge_name,
-            ledger_digest=snapshot.digest,
-        )
-    except NothingUsableError as error:
-        raise NothingUsableError(f"{error} {_refusals(store.ledger.counts())}") from error
-    store.keep(snapshot)
-    write_reduced(url, reduced)
-    publish_reduced(url, reduced.name)
-    return reduced
+def reduction_of(setup: Setup) -> Reduction:
+    """What is reduced, and how."""
+    return Reduction(
+        config=setup.job.reduce,
+        judge_name=None if setup.judge is None else setup.judge.name,
+        layers=setup.layers,
+        seed=setup.job.rollouts.seed,
+    )
 
 
 def counts_of(setup: Setup, plans: Plans, store: StoreReader) -> RunCounts:
@@ -208,11 +175,6 @@ def counts_of(setup: Setup, plans: Plans, store: StoreReader) -> RunCounts:
     wanted = {row.key for row in setup.rows}
     placed = ((row, key) for unit in setup.units(plans) for row, key in zip(plans.rows(unit), plans.keys(unit), strict=True))
     return store.counts(row for row, key in placed if key in wanted)
-
-
-def _refusals(counts: RunCounts) -> str:
-    reasons = "; ".join(f"{number} x {reason}" for reason, number in counts.reasons.items())
-    return f"({counts.stored} of {counts.asked} rows stored, {counts.refused} refused{': ' + reasons if reasons else ''})"
 
 
 def steer(setup: Setup, store: StoreReader, reduced: Reduced, replicas: Replicas, progress: Progress) -> SteeringCheck | None:

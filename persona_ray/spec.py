@@ -13,6 +13,7 @@ import enum
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
@@ -380,6 +381,41 @@ class Reduced:
     """ledger_digest, filter, judge, preset, best_layer with its reason, projections ...; plain JSON values."""
 
 
+@dataclass(frozen=True, slots=True)
+class CertainPosition:
+    """One archetype's place along the axis, in units of the residual stream."""
+
+    position: float
+    low: float
+    high: float
+    """The interval holds the true position with the confidence asked for."""
+    rank_low: int | None = None
+    rank_high: int | None = None
+    """Its rank among the roles, 1 is the most Assistant-like; None for the default Assistant."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Certainty:
+    """How the axis at one layer would move with other questions of the same kind (bootstrap by question)."""
+
+    layer: int
+    confidence: float
+    """0..1."""
+    num_replicates: int
+    num_questions: int
+    cone_degrees: float
+    """The true axis lies within this angle of ours, with that confidence."""
+    split_half_cosine: float
+    """Between the axes of two halves of the questions."""
+    rows_per_archetype: tuple[int, ...]
+    cosine_with_all_rows: tuple[float | None, ...]
+    """Between the axis of so many first rows of every archetype and that of all rows; None where so few rows give none."""
+    rows_needed: int | None
+    """The least of `rows_per_archetype` from which on the axis stayed the same; None: only all rows give it."""
+    default: CertainPosition
+    roles: Mapping[str, CertainPosition]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SteeringExample:
     """One question to one archetype, answered under each edit."""
@@ -468,6 +504,14 @@ class RowSource(Protocol):
 
 ProgressCallback = Callable[[int], None]
 """Called with the number of items done since the last call."""
+
+
+class Progress(Protocol):
+    """Who tells people how far the run is."""
+
+    def phase(self, name: str, total: int, unit: str, done: int = 0) -> AbstractContextManager[ProgressCallback]:
+        """One piece of long work, of `total` items called `unit`, `done` of them before."""
+        ...
 
 
 @dataclass(slots=True)

@@ -18,7 +18,7 @@ LINE_EVERY_S = 10.0
 
 
 class TerminalProgress:
-    """Implements `pipeline.Progress` on a rich console."""
+    """Implements `spec.Progress` on a rich console."""
 
     def __init__(self, console: Console) -> None:
         self._console = console

@@ -56,7 +56,7 @@ def test_defaults_are_those_of_the_design() -> None:
         "capture": {"layers": "all", "max_length": 2048},
         "store": {"url": "s", "dtype": "bf16-exact", "unit_rows": "auto", "client": "auto"},
         "judge": {"backend": "none", "path": None},
-        "reduce": {"preset": "paper", "min_score": 3, "min_count": 10, "rank": 64, "stop": None},
+        "reduce": {"preset": "paper", "min_score": 3, "min_count": 10, "rank": 64, "bootstrap": 200, "stop": None},
         "limits": {"hours": None, "rows": None, "money": None},
     }
 

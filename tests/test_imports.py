@@ -29,7 +29,8 @@ ALLOWED: dict[str, set[str]] = {
     "interrupt": set(),
     "logs": {"errors"},
     "planning": BASE | SIBLINGS,
-    "pipeline": BASE | SIBLINGS | {"planning", "interrupt", "report", "serve"},
+    "reducing": BASE | SIBLINGS,
+    "pipeline": BASE | SIBLINGS | {"planning", "reducing", "interrupt", "report", "serve"},
     "submit": BASE | {"store"},
     "cli_store": BASE | SIBLINGS | {"report", "terminal"},
     "cli_cluster": BASE | {"report", "terminal", "submit", "cli_store"},
@@ -37,7 +38,7 @@ ALLOWED: dict[str, set[str]] = {
     "__main__": {"cli"},
 }
 """Part -> the parts that it may import. One way only:
-errors <- spec <- config <- {siblings} <- {report, serve, planning} <- pipeline <- cli."""
+errors <- spec <- config <- {siblings} <- {report, serve, planning, reducing} <- pipeline <- cli."""
 
 HOMES: dict[str, set[str]] = {
     "ray": {"shards/actors", "scheduler/driver.py", "reduce/tasks.py", "submit.py"},

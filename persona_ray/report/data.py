@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from persona_ray.errors import IntegrityError
-from persona_ray.spec import Float64, Reduced, SteeringCheck
+from persona_ray.spec import Certainty, Float64, Reduced, SteeringCheck
 
 MAP_DIMS = 3
 
@@ -32,6 +32,7 @@ class ReportData:
     reduced: Reduced
     steering: SteeringCheck | None
     run: Mapping[str, Any]
+    certainty: Certainty | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

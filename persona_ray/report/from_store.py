@@ -8,6 +8,7 @@ from typing import Any
 
 from persona_ray.errors import InputError
 from persona_ray.report.data import ReportData
+from persona_ray.store.certainty import read_certainty
 from persona_ray.store.marker import Marker
 from persona_ray.store.reader import StoreReader
 from persona_ray.store.steering import read_steering
@@ -18,7 +19,12 @@ def report_data(store: StoreReader) -> ReportData:
     name = store.latest_reduced()
     if name is None:
         raise InputError(f"{store.url}: no axis was computed yet; finish the run that fills this store first")
-    return ReportData(reduced=store.reduced(name), steering=read_steering(store.url, name), run=run_facts(store))
+    return ReportData(
+        reduced=store.reduced(name),
+        steering=read_steering(store.url, name),
+        run=run_facts(store),
+        certainty=read_certainty(store.url, name),
+    )
 
 
 def run_facts(store: StoreReader) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from typing import Any
 
 from plotly.offline import get_plotlyjs
 
-from persona_ray.report import sections
+from persona_ray.report import certainty, sections
 from persona_ray.report.data import LayerView, ReportData, best_place, default_names, layer_views, role_indices
 from persona_ray.report.words import default_label, model_name
 
@@ -35,6 +35,7 @@ def render_page(data: ReportData) -> str:
         style=_asset("page.css"),
         header=sections.header(data),
         steering=sections.steering(data.steering),
+        certainty=certainty.section(data.certainty),
         run=sections.run(data),
         footer=sections.footer(data),
         best_reason=escape(str(data.reduced.attributes.get("best_layer_reason") or "as recorded in the store")),

@@ -105,6 +105,27 @@ def test_steering_moves_the_words_both_ways_and_a_random_direction_does_not(docu
     assert share["near", "none"] - share["near", "-random"] < away / 2
 
 
+def test_error_bars_are_those_of_the_stored_rows(document: dict[str, Any], out: Path, reduced: Reduced) -> None:
+    found, place = document["certainty"], reduced.layers.index(reduced.attributes["best_layer"])
+    assert found["num_questions"] == 12
+    assert 0 < found["cone_degrees"] < 45
+    assert found["split_half_cosine"] > 0.7
+    for name, one in found["roles"].items():
+        assert one["low"] < one["position"] < one["high"]
+        assert one["position"] == pytest.approx(reduced.attributes["projections"][name][place], rel=1e-5), "two ways to the same number"
+    beginning = found["rows_per_archetype"].index(10)
+    rows = open_store(str(out / "store")).rows()
+    first_ten = np.concatenate([np.flatnonzero(rows.columns["archetype"] == code)[:10] for code in range(len(reduced.archetypes))])
+    few = rows.pick(first_ten)
+    is_counted = (few.scores() >= 3) | np.isin(few.archetype_names, reduced.attributes["default_archetypes"])
+    values_ND = few.layer(reduced.layers[place])
+    names, with_vector = np.array(few.archetype_names), set(found["roles"])
+    means = {name: values_ND[is_counted & (names == name)].mean(axis=0) for name in {*names[is_counted]} & {*with_vector, "default"}}
+    axis_D = means.pop("default") - np.mean(list(means.values()), axis=0)
+    cosine = axis_D @ reduced.axis_LD[place] / np.linalg.norm(axis_D) / np.linalg.norm(reduced.axis_LD[place])
+    assert found["cosine_with_all_rows"][beginning] == pytest.approx(cosine, rel=1e-4)
+
+
 def test_layer_and_strength_were_chosen_on_other_questions_than_measured(out: Path, reduced: Reduced) -> None:
     note = json.loads((out / "store" / "reduced" / reduced.name / "steering.json").read_text())
     assert note["questions_chosen_on"]

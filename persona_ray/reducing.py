@@ -1,0 +1,108 @@
+"""From the rows of a store to its persona space and how sure that is: reads the store, computes on the cluster, writes the result beside.
+
+Every step looks in the store first: what was computed from the same data, scores and settings is not computed again.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from functools import partial
+
+from persona_ray.config import ReduceConfig
+from persona_ray.errors import NothingUsableError
+from persona_ray.reduce.moments import Moments
+from persona_ray.reduce.persona_space import persona_space, space_name
+from persona_ray.reduce.replicates import ReplicateAxes, ReplicatePositions
+from persona_ray.reduce.tasks import on_cluster
+from persona_ray.reduce.uncertainty import certainty_of
+from persona_ray.reduce.weightings import MIN_QUESTIONS, Weightings, counted_rows
+from persona_ray.spec import Certainty, Progress, Reduced, RunCounts
+from persona_ray.store.certainty import read_certainty, write_certainty
+from persona_ray.store.reader import StoredRows, StoreReader, open_store
+from persona_ray.store.reduced import publish_reduced, write_reduced
+
+log = logging.getLogger(__name__)
+
+CONFIDENCE = 0.9
+"""Of intervals and cone."""
+REDUCE_TASKS = 16
+"""Each holds the statistics of its slice until they are merged: more tasks are more memory, and these keep any reader busy."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reduction:
+    """What is to be reduced, and how."""
+
+    config: ReduceConfig
+    judge_name: str | None
+    """Whose scores filter the rows; None: every row counts."""
+    layers: tuple[int, ...]
+    seed: int
+    """Of the bootstrap."""
+
+
+def reduce_store(store: StoreReader, reduction: Reduction, progress: Progress) -> Reduced:
+    """Role vectors, axis and principal components of what is committed; computed only if data, scores or settings are new.
+
+    Raises NothingUsableError if there is no axis to be had from the rows.
+    """
+    url, judge_name, layers = store.url, reduction.judge_name, reduction.layers
+    snapshot = store.snapshot()
+    name = space_name(snapshot.digest, judge_name, layers, reduction.config)
+    if store.latest_reduced() == name:
+        return store.reduced(name)
+    store.refresh()  # another run may have added archetypes, and units of theirs
+    units = store.units(layers, at=snapshot)
+    with progress.phase("reduce", len(units), "units") as advance:
+        moments = on_cluster(StoredRows(url, judge_name, layers), units, Moments.of, REDUCE_TASKS, advance)
+    try:
+        reduced = persona_space(
+            moments,
+            archetypes=store.archetypes,
+            default_archetypes=store.default_archetypes,
+            layers=layers,
+            config=reduction.config,
+            judge_name=judge_name,
+            ledger_digest=snapshot.digest,
+        )
+    except NothingUsableError as error:
+        raise NothingUsableError(f"{error} {_refusals(store.ledger.counts())}") from error
+    store.keep(snapshot)
+    write_reduced(url, reduced)
+    publish_reduced(url, reduced.name)
+    return reduced
+
+
+def _refusals(counts: RunCounts) -> str:
+    reasons = "; ".join(f"{number} x {reason}" for reason, number in counts.reasons.items())
+    return f"({counts.stored} of {counts.asked} rows stored, {counts.refused} refused{': ' + reasons if reasons else ''})"
+
+
+def measure_certainty(store: StoreReader, reduction: Reduction, reduced: Reduced, progress: Progress) -> Certainty | None:
+    """How sure the axis is at its best layer; None without `reduce.bootstrap`, or with rows of one question only."""
+    found = read_certainty(store.url, reduced.name)
+    if found is not None or not reduction.config.bootstrap:
+        return found
+    layer = reduced.attributes["best_layer"]
+    view = open_store(store.url, at=reduced.attributes["ledger_digest"])
+    rows = view.rows((layer,))
+    counted = counted_rows(reduced, rows.rollout_N, rows.columns, rows.scores(reduction.judge_name) if reduction.judge_name else None)
+    if counted.num_questions < MIN_QUESTIONS:
+        log.warning("no error bars: the rows that count answer one question only")
+        return None
+    weightings = Weightings.of(counted, reduction.config.bootstrap, reduction.seed)
+    axes, positions = _replicates(StoredRows(store.url, reduction.judge_name, (layer,)), view.units((layer,)), weightings, progress)
+    certainty = certainty_of(axes, positions, weightings, layer=layer, names=reduced.archetypes, confidence=CONFIDENCE)
+    write_certainty(store.url, reduced.name, certainty)
+    return certainty
+
+
+def _replicates(
+    source: StoredRows, units: tuple[int, ...], weightings: Weightings, progress: Progress
+) -> tuple[ReplicateAxes, ReplicatePositions]:
+    """Two passes: positions along an axis can be had only once the axis is there."""
+    with progress.phase("error bars", 2 * len(units), "units") as advance:
+        axes = on_cluster(source, units, partial(ReplicateAxes.of, weightings=weightings), REDUCE_TASKS, advance)
+        place = partial(ReplicatePositions.of, weightings=weightings, unit_CLD=axes.unit_CLD)
+        return axes, on_cluster(source, units, place, REDUCE_TASKS, advance)
