@@ -188,6 +188,15 @@ class JudgeConfig(_Section):
         return self
 
 
+class StopConfig(_Section):
+    """A run ends when its axis holds still, on the longest complete prefix of the work order."""
+
+    cosine: float = Field(0.999, gt=0, lt=1, description="With the axis of the look before, and expected with that of endlessly many rows.")
+    patience: int = Field(3, ge=1, description="Looks in a row that must find it so; each has a tenth more rows than the one before.")
+    min_per_archetype: int = Field(10, ge=1, description="Rows of every archetype before the first look.")
+    layers: tuple[int, ...] | None = Field(None, min_length=1, description="Captured layers that are looked at; null: the middle one.")
+
+
 class ReduceConfig(_Section):
     """From rows to directions."""
 
@@ -198,7 +207,7 @@ class ReduceConfig(_Section):
     bootstrap: int = Field(
         200, ge=0, description="Bootstrap replicates (by question) for error bars; 0: none. They read one layer again, twice."
     )
-    stop: None = Field(None, description="Convergence rule; not in this version.")
+    stop: StopConfig | None = Field(None, description="When a run ends before its plan does; null: never.")
 
 
 class LimitsConfig(_Section):

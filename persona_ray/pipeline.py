@@ -13,15 +13,17 @@ import logging
 import secrets
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 
 from persona_ray.catalog.select import Selection
 from persona_ray.config import Job
+from persona_ray.errors import InputError
 from persona_ray.interrupt import Interruptions
 from persona_ray.judge.lexicon import LexiconJudge
 from persona_ray.planning import Setup, expected_tokens, prepare, sampling_of
+from persona_ray.reduce.vectors import Filter
 from persona_ray.reducing import Reduction, measure_certainty, reduce_store
 from persona_ray.rollouts.transcript import Transcriber
 from persona_ray.rollouts.wanted import opening
@@ -29,9 +31,10 @@ from persona_ray.scheduler.driver import Driver, cluster
 from persona_ray.scheduler.limits import over_time, within_rows
 from persona_ray.scheduler.state import Rules, SchedulerState
 from persona_ray.shards.actors.replicas import Replicas
-from persona_ray.spec import Certainty, GenerationRequest, Progress, ProgressCallback, Reduced, RunCounts, SteeringCheck
+from persona_ray.spec import Certainty, GenerationRequest, Judge, Progress, ProgressCallback, Reduced, RunCounts, SteeringCheck
 from persona_ray.steer.check import MIN_QUESTIONS, Experiment, Request, check_steering
 from persona_ray.steer.edit import AddVector
+from persona_ray.stopping import NeverStops, PrefixAxis, StopWatch, stop_rule
 from persona_ray.store.finish import finish_store
 from persona_ray.store.ledger import Ledger
 from persona_ray.store.plans import Plans
@@ -41,6 +44,9 @@ from persona_ray.store.scores import ScoreWriter, publish_scores
 from persona_ray.store.steering import read_steering, write_steering
 
 log = logging.getLogger(__name__)
+
+STOP_WINDOW = 2
+"""Units among which the next one is drawn, where the run may end early."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +73,7 @@ def run(job: Job, progress: Progress, *, address: str | None = None) -> Outcome:
     """
     clock = Clock()
     setup = prepare(job)
+    require_watched_layers(setup)
     url = setup.job.store.url
     plans = check_store(url, identity=setup.identity, plan=setup.plan, layers=setup.captured)
     todo = within_rows({unit: len(plans.rows(unit)) for unit in setup.units_to_do(plans)}, job.limits.rows)
@@ -126,13 +133,17 @@ def extract(setup: Setup, plans: Plans, replicas: Replicas, progress: Progress, 
     others = Ledger(setup.job.store.url, plans.set_of(setup.captured))
     total = sum(len(plans.rows(unit)) for unit in setup.units(plans))
     done = total - sum(len(unit.rows) for unit in units.values())
-    with progress.phase("rollouts and activations", total, "rollouts", done) as advance, interruptions.drained():
+    with (
+        progress.phase("rollouts and activations", total, "rollouts", done) as advance,
+        interruptions.drained(),
+        watch_axis(setup, plans) as axis,
+    ):
         driver = Driver(
             state,
             units,
             replicas,
             others,
-            stop_reason=lambda: interruptions.reason or over_time(time.monotonic() - began, limits.hours),
+            stop_reason=lambda: interruptions.reason or axis.reason or over_time(time.monotonic() - began, limits.hours),
         )
         driver.run(lambda receipt: advance(receipt.num_stored + receipt.num_refused))
     if driver.num_double:
@@ -142,8 +153,42 @@ def extract(setup: Setup, plans: Plans, replicas: Replicas, progress: Progress, 
 
 def rules_for(setup: Setup) -> Rules:
     """What the scheduler goes by in this run. Every run draws in an order of its own, so that two on one store share the work."""
-    slots = setup.replica.concurrent_units
-    return Rules(leases_per_replica=slots, parts=Rules().parts if setup.work.sampling else 1, seed=secrets.randbits(32))
+    return Rules(
+        leases_per_replica=setup.replica.concurrent_units,
+        parts=Rules().parts if setup.work.sampling else 1,
+        seed=secrets.randbits(32),
+        # What lies beyond the complete prefix when the axis holds still was done for nothing.
+        window=Rules().window if setup.job.reduce.stop is None else STOP_WINDOW,
+    )
+
+
+def require_watched_layers(setup: Setup) -> None:
+    """Raises InputError if the stopping rule looks at a layer that is not captured."""
+    stop = setup.job.reduce.stop
+    absent = [] if stop is None or stop.layers is None else sorted(set(stop.layers) - set(setup.layers))
+    if absent:
+        raise InputError(f"reduce.stop.layers: {absent} are not among the captured layers {list(setup.layers)}")
+
+
+def watch_axis(setup: Setup, plans: Plans) -> AbstractContextManager[StopWatch | NeverStops]:
+    """Follows the axis while the store fills, if the job wants to end when it holds still."""
+    config = setup.job.reduce.stop
+    if config is None:
+        return nullcontext(NeverStops())
+    store = open_store(setup.job.store.url)
+    reduction = reduction_of(setup)
+    return StopWatch(
+        PrefixAxis(
+            store=store,
+            order=setup.units(plans),
+            archetypes=setup.plan.archetypes,
+            keep=Filter(setup.job.reduce.min_score if reduction.judge_name else None, setup.job.reduce.min_count),
+            judge_name=reduction.judge_name,
+            judge=partial(judge_units, setup.judge, store),
+            layers=config.layers or (setup.layers[len(setup.layers) // 2],),
+            rule=stop_rule(config),
+        )
+    )
 
 
 def judge_rollouts(setup: Setup, store: StoreReader, progress: Progress) -> None:
@@ -153,11 +198,19 @@ def judge_rollouts(setup: Setup, store: StoreReader, progress: Progress) -> None
         return
     todo = sorted(store.ledger.committed() - store.scored_units(judge.name))
     with progress.phase("judge", len(todo), "units") as advance:
-        scores = ScoreWriter(store.url, judge.name, judge.settings)
-        for unit, rollouts in zip(todo, store.rollouts(todo), strict=True):
-            scores.write(unit, rollouts, judge.judge(rollouts))
-            advance(1)
+        judge_units(judge, store, todo, advance)
     publish_scores(store.url, judge.name)
+
+
+def judge_units(judge: Judge | None, store: StoreReader, units: Sequence[int], advance: ProgressCallback = lambda _: None) -> None:
+    """Scores for those of `units` that have none by this judge; committed ones only."""
+    if judge is None:
+        return
+    scores, scored = ScoreWriter(store.url, judge.name, judge.settings), store.scored_units(judge.name)
+    todo = [unit for unit in units if unit not in scored]
+    for unit, rollouts in zip(todo, store.rollouts(todo), strict=True):
+        scores.write(unit, rollouts, judge.judge(rollouts))
+        advance(1)
 
 
 def reduction_of(setup: Setup) -> Reduction:

@@ -30,7 +30,8 @@ ALLOWED: dict[str, set[str]] = {
     "logs": {"errors"},
     "planning": BASE | SIBLINGS,
     "reducing": BASE | SIBLINGS,
-    "pipeline": BASE | SIBLINGS | {"planning", "reducing", "interrupt", "report", "serve"},
+    "stopping": BASE | SIBLINGS,
+    "pipeline": BASE | SIBLINGS | {"planning", "reducing", "stopping", "interrupt", "report", "serve"},
     "submit": BASE | {"store"},
     "cli_store": BASE | SIBLINGS | {"report", "terminal"},
     "cli_cluster": BASE | {"report", "terminal", "submit", "cli_store"},
@@ -38,7 +39,7 @@ ALLOWED: dict[str, set[str]] = {
     "__main__": {"cli"},
 }
 """Part -> the parts that it may import. One way only:
-errors <- spec <- config <- {siblings} <- {report, serve, planning, reducing} <- pipeline <- cli."""
+errors <- spec <- config <- {siblings} <- {report, serve, planning, reducing, stopping} <- pipeline <- cli."""
 
 HOMES: dict[str, set[str]] = {
     "ray": {"shards/actors", "scheduler/driver.py", "reduce/tasks.py", "submit.py"},

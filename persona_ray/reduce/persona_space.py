@@ -84,7 +84,7 @@ def _require_enough(vectors: Vectors, archetypes: Sequence[str], default_archety
 
 def space_name(ledger_digest: str, judge_name: str | None, layers: Sequence[int], config: ReduceConfig) -> str:
     """Name of the persona space of these layers of this data under these settings: 16 hex digits."""
-    settings = config.model_dump(mode="json")
+    settings = config.model_dump(mode="json", exclude={"stop"})  # says when rows end, not what is made of them
     return digest_of({"ledger": ledger_digest, "scores": judge_name, "layers": list(layers), "settings": settings})[:16]
 
 

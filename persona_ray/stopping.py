@@ -1,0 +1,150 @@
+"""A run that ends when its axis no longer moves: follows the store while it fills, and says when that is enough.
+
+Looks only at the longest complete prefix of the work order, which is a valid smaller experiment whatever else is committed.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from itertools import takewhile
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+
+from persona_ray.config import StopConfig
+from persona_ray.reduce.convergence import BatchMeans, Look, StopRule
+from persona_ray.reduce.vectors import Filter
+from persona_ray.reduce.weightings import DEFAULT
+from persona_ray.spec import ScoredRows
+from persona_ray.store.reader import StoreReader
+
+log = logging.getLogger(__name__)
+
+LOOK_EVERY_S = 2.0
+
+
+@dataclass(slots=True)
+class PrefixAxis:
+    """The axis of a growing prefix, at the layers of the rule. Every unit is read once."""
+
+    store: StoreReader
+    order: Sequence[int]
+    """The job's units in work order."""
+    archetypes: Sequence[str]
+    """The job's."""
+    keep: Filter
+    judge_name: str | None
+    judge: Callable[[Sequence[int]], None]
+    """Gives committed units their scores, if they lack them."""
+    layers: tuple[int, ...]
+    rule: StopRule
+    num_units: int = field(default=0, init=False)
+    """Of the prefix, so far."""
+    _group_of: dict[int, int] = field(default_factory=dict, init=False)
+    _num_stored: Counter[int] = field(default_factory=Counter, init=False)
+    """Rows of each archetype code in the prefix, counted or not."""
+    _batches: BatchMeans = field(init=False)
+
+    def __post_init__(self) -> None:
+        codes = {name: code for code, name in enumerate(self.store.archetypes) if name in self.archetypes}
+        defaults = [code for name, code in codes.items() if name in self.store.default_archetypes]
+        roles = [code for code in codes.values() if code not in defaults]
+        self._group_of = dict.fromkeys(defaults, DEFAULT) | {code: group for group, code in enumerate(roles, start=1)}
+        self._batches = BatchMeans(1 + len(roles), (len(self.layers), self.store.hidden_size))
+
+    @property
+    def rows_per_archetype(self) -> int:
+        """Of the archetype that has the fewest in the prefix."""
+        return min(self._num_stored[code] for code in self._group_of)
+
+    def advance(self) -> str | None:
+        """Take in what the prefix has gained; why the run can end, once it can."""
+        committed = self.store.ledger.committed()
+        new = list(takewhile(committed.__contains__, self.order[self.num_units :]))
+        if not new:
+            return None
+        self.judge(new)
+        for rows in self.store.scored_rows(new, self.judge_name, self.layers):
+            self._add(rows)
+            number = self.rows_per_archetype
+            if self.rule.is_due(number):
+                look = self._batches.look(self.keep.min_count)
+                has_held = self.rule.take(look, number)
+                log.info("axis after %d rows per archetype: %s", number, _in_words(look))
+                if has_held and look is not None:
+                    return self._reason(look, number)
+        self.num_units += len(new)
+        return None
+
+    def _add(self, rows: ScoredRows) -> None:
+        group_R = np.array([self._group_of.get(code, -1) for code in rows.archetype_R.tolist()], dtype=np.int64)
+        ordinal_R = np.empty(len(group_R), dtype=np.int64)
+        for place, code in enumerate(rows.archetype_R.tolist()):
+            ordinal_R[place] = self._num_stored[code]
+            self._num_stored[code] += 1
+        passes_R = np.array([self.keep.passes(score) for score in rows.score_R.tolist()], dtype=bool)
+        counts_R = (group_R == DEFAULT) | ((group_R > DEFAULT) & passes_R)
+        self._batches.add(group_R[counts_R], ordinal_R[counts_R], rows.activations_RLD[counts_R])
+
+    def _reason(self, look: Look, number: int) -> str:
+        at = ", ".join(map(str, self.layers))
+        return (
+            f"reduce.stop: the axis at layer {at} has held still for {self.rule.num_held} looks, and is expected to have a cosine of "
+            f"{look.cosine_L.min():.5f} with that of endlessly many rows, after {number} rows per archetype "
+            "(--set reduce.stop=null goes on)"
+        )
+
+
+class NeverStops:
+    """In place of a `StopWatch` where the job has no rule."""
+
+    reason: str | None = None
+
+
+class StopWatch(AbstractContextManager["StopWatch"]):
+    """Advances a `PrefixAxis` in a thread of its own while the block lasts."""
+
+    def __init__(self, prefix: PrefixAxis) -> None:
+        self._prefix = prefix
+        self._reason: str | None = None
+        self._error: Exception | None = None
+        self._is_over = threading.Event()
+        self._thread = threading.Thread(target=self._follow, name="reduce.stop", daemon=True)
+
+    @property
+    def reason(self) -> str | None:
+        """Why nothing new is to be begun; raises what went wrong with looking."""
+        if self._error is not None:
+            raise self._error
+        return self._reason
+
+    def _follow(self) -> None:
+        try:
+            while self._reason is None and not self._is_over.wait(LOOK_EVERY_S):
+                self._reason = self._prefix.advance()
+        except Exception as error:  # noqa: BLE001 - told to whoever asks for the reason
+            self._error = error
+
+    def __enter__(self) -> Self:
+        self._reason = self._prefix.advance()  # what is there already may be enough
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._is_over.set()
+        self._thread.join()
+
+
+def stop_rule(config: StopConfig) -> StopRule:
+    """The rule of a job."""
+    return StopRule(cosine=config.cosine, patience=config.patience, min_per_archetype=config.min_per_archetype)
+
+
+def _in_words(look: Look | None) -> str:
+    return "too little to tell" if look is None else f"expected cosine {look.cosine_L.min():.5f} with that of endlessly many rows"

@@ -1,0 +1,71 @@
+"""A run that ends when its axis holds still: on the shipped model, beside the same run going on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from persona_ray import pipeline
+from persona_ray.config import Job, parse_job
+from persona_ray.errors import InputError
+from persona_ray.spec import Float32
+from persona_ray.store.reader import open_store
+from persona_ray.terminal import TerminalProgress
+
+QUIET = TerminalProgress(Console(quiet=True))
+STOP = {"cosine": 0.98, "patience": 2, "min_per_archetype": 10}
+ROWS_PER_ARCHETYPE = 12 * 2 * 40
+
+
+def job_for(url: Path, **reduce: Any) -> Job:
+    return parse_job(
+        {
+            "model": {"id": "builtin:tiny-persona", "dtype": "float32"},
+            "shards": {"gpus_per_shard": 0},
+            "catalog": {"archetypes": ["teacher", "vampire"], "questions": 12, "system_prompts": 2, "samples": 40},
+            "rollouts": {"max_new_tokens": 8, "temperature": 0.2},
+            "capture": {"layers": [2]},
+            "store": {"url": str(url), "unit_rows": 36},
+            "judge": {"backend": "lexicon"},
+            "reduce": {"min_score": 0, "bootstrap": 0, "stop": STOP} | reduce,
+        }
+    )
+
+
+def cosine(left_LD: Float32, right_LD: Float32) -> float:
+    left_D, right_D = left_LD[0].astype(float), right_LD[0].astype(float)
+    return float(left_D @ right_D / np.linalg.norm(left_D) / np.linalg.norm(right_D))
+
+
+def test_it_stops_at_a_fraction_says_so_begins_nothing_again_and_can_go_on(tmp_path: Path) -> None:
+    url = tmp_path / "store"
+    early = pipeline.run(job_for(url), QUIET)
+    assert early.stopped is not None
+    assert early.stopped.startswith("reduce.stop: the axis at layer 2 has held still for 2 looks")
+    assert "--set reduce.stop=null" in early.stopped
+    num_rows = early.counts.stored
+    fraction = num_rows / (3 * ROWS_PER_ARCHETYPE)
+    print(f"\nstopped after {fraction:.1%} of the rows")
+    assert fraction < 0.5
+    assert early.reduced.attributes["num_rows"] == num_rows
+
+    before = open_store(str(url)).ledger.committed()
+    again = pipeline.run(job_for(url), QUIET)
+    assert (again.units_done, again.stopped is not None) == (0, True)
+    assert open_store(str(url)).ledger.committed() == before
+
+    longer = job_for(url, stop=None).model_copy(update={"limits": job_for(url).limits.model_copy(update={"rows": 2 * num_rows})})
+    further = pipeline.run(longer, QUIET)
+    assert further.counts.stored >= 2.5 * num_rows
+    assert before < open_store(str(url)).ledger.committed()
+    assert cosine(early.reduced.axis_LD, further.reduced.axis_LD) >= 0.97
+
+
+def test_a_layer_that_is_not_captured_is_wrong_input(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"reduce\.stop\.layers: \[4\] are not among the captured layers \[2\]"):
+        pipeline.run(job_for(tmp_path / "store", stop=STOP | {"layers": [2, 4]}), QUIET)
+    assert not (tmp_path / "store").exists()
