@@ -86,7 +86,7 @@ def test_defaults_are_those_of_the_design() -> None:
         ({"judge": {"backend": "scores"}}, "backend scores needs a path"),
         ({"judge": {"path": "x"}}, "path is set, but backend is none"),
         ({"reduce": {"preset": "published-code"}}, "reduce.preset: 'published-code' is not available"),
-        ({"reduce": {"stop": {"cosine": 0.99}}}, "reduce.stop: is not available in this version"),
+        ({"reduce": {"stop": {"cosine": 1.5}}}, "reduce.stop.cosine: input should be less than 1"),
         ({"limits": {"money": 3}}, "limits.money: is not available in this version"),
         ({"store": {"url": "memory://x"}}, "a memory: store lives in one process only"),
         ({"store": {"url": "s", "dtype": "float16"}}, "store.dtype: input should be 'bf16-exact', 'float32' or 'bfloat16'"),
