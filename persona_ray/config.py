@@ -197,17 +197,42 @@ class StopConfig(_Section):
     layers: tuple[int, ...] | None = Field(None, min_length=1, description="Captured layers that are looked at; null: the middle one.")
 
 
-class ReduceConfig(_Section):
-    """From rows to directions."""
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "paper": {"min_score": 3, "min_count": 10, "somewhat": True},
+    "published-code": {"min_score": 3, "min_count": 50, "somewhat": False},
+}
+"""What a preset says where the job does not."""
 
-    preset: Annotated[Literal["paper", "published-code"], _not_yet("published-code")] = "paper"
+
+class ReduceConfig(_Section):
+    """From rows to directions. A preset gives the values of the keys that the job leaves out."""
+
+    preset: Literal["paper", "published-code"] = Field(
+        "paper", description="published-code: the released code's filter, and its rounding to bfloat16 at every step."
+    )
     min_score: int = Field(3, ge=0, le=3, description="Rows of a role vector need at least this score; ignored without a judge.")
-    min_count: int = Field(10, ge=1, description="An archetype with fewer such rows has no role vector.")
+    min_count: int = Field(10, ge=1, description="An archetype with fewer such rows has no role vector. published-code: 50.")
+    somewhat: bool = Field(
+        True, description="Components also over vectors of score 2 exactly, as in the paper; never the axis. published-code: false."
+    )
+    pca: Literal["plain", "standardised", "masked"] = Field(
+        "plain", description="Components of role vectors as they are, of their dims over their standard deviation, or without massive dims."
+    )
     rank: int = Field(64, ge=1, description="Principal components kept, at most.")
     bootstrap: int = Field(
         200, ge=0, description="Bootstrap replicates (by question) for error bars; 0: none. They read one layer again, twice."
     )
+    checkpoint_rows: Literal["auto"] | Annotated[int, Field(ge=1)] | None = Field(
+        "auto",
+        description="Rows after which the statistics are kept in the store, so that nothing reads these rows again. "
+        "auto: 200 for each archetype; null: never.",
+    )
     stop: StopConfig | None = Field(None, description="When a run ends before its plan does; null: never.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_the_preset_says(cls, given: Any) -> Any:
+        return {**PRESETS.get(str(given.get("preset", "paper")), {}), **given} if isinstance(given, dict) else given
 
 
 class LimitsConfig(_Section):

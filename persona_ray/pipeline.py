@@ -17,6 +17,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 
+from persona_ray.accumulating import Accumulation, KeepingUp
 from persona_ray.catalog.select import Selection
 from persona_ray.config import Job
 from persona_ray.errors import InputError
@@ -137,6 +138,7 @@ def extract(setup: Setup, plans: Plans, replicas: Replicas, progress: Progress, 
         progress.phase("rollouts and activations", total, "rollouts", done) as advance,
         interruptions.drained(),
         watch_axis(setup, plans) as axis,
+        keep_moments(setup),
     ):
         driver = Driver(
             state,
@@ -189,6 +191,13 @@ def watch_axis(setup: Setup, plans: Plans) -> AbstractContextManager[StopWatch |
             rule=stop_rule(config),
         )
     )
+
+
+def keep_moments(setup: Setup) -> KeepingUp:
+    """Takes the moments of what is committed while the run goes on, so that little is left to read when it ends."""
+    store, reduction = open_store(setup.job.store.url), reduction_of(setup)
+    accumulation = Accumulation.of(store, reduction.config, reduction.judge_name, reduction.layers)
+    return KeepingUp(accumulation, partial(judge_units, setup.judge, store))
 
 
 def judge_rollouts(setup: Setup, store: StoreReader, progress: Progress) -> None:

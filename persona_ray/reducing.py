@@ -9,9 +9,9 @@ import logging
 from dataclasses import dataclass
 from functools import partial
 
+from persona_ray.accumulating import REDUCE_TASKS, Accumulation
 from persona_ray.config import ReduceConfig
 from persona_ray.errors import NothingUsableError
-from persona_ray.reduce.moments import Moments
 from persona_ray.reduce.persona_space import persona_space, space_name
 from persona_ray.reduce.replicates import ReplicateAxes, ReplicatePositions
 from persona_ray.reduce.tasks import on_cluster
@@ -26,8 +26,6 @@ log = logging.getLogger(__name__)
 
 CONFIDENCE = 0.9
 """Of intervals and cone."""
-REDUCE_TASKS = 16
-"""Each holds the statistics of its slice until they are merged: more tasks are more memory, and these keep any reader busy."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,18 +52,17 @@ def reduce_store(store: StoreReader, reduction: Reduction, progress: Progress) -
         return store.reduced(name)
     store.refresh()  # another run may have added archetypes, and units of theirs
     units = store.units(layers, at=snapshot)
-    with progress.phase("reduce", len(units), "units") as advance:
-        moments = on_cluster(StoredRows(url, judge_name, layers), units, Moments.of, REDUCE_TASKS, advance)
+    accumulation = Accumulation.of(store, reduction.config, judge_name, layers)
     try:
-        reduced = persona_space(
-            moments,
-            archetypes=store.archetypes,
-            default_archetypes=store.default_archetypes,
-            layers=layers,
-            config=reduction.config,
-            judge_name=judge_name,
-            ledger_digest=snapshot.digest,
-        )
+        with progress.phase("reduce", len(accumulation.layer_blocks) * len(units), "units") as advance:
+            reduced = persona_space(
+                accumulation.blocks(units, snapshot, advance),
+                archetypes=store.archetypes,
+                default_archetypes=store.default_archetypes,
+                config=reduction.config,
+                judge_name=judge_name,
+                ledger_digest=snapshot.digest,
+            )
     except NothingUsableError as error:
         raise NothingUsableError(f"{error} {_refusals(store.ledger.counts())}") from error
     store.keep(snapshot)

@@ -379,6 +379,11 @@ class Reduced:
     cos_pc1_axis_L: Float32
     attributes: Mapping[str, Any]
     """ledger_digest, filter, judge, preset, best_layer with its reason, projections ...; plain JSON values."""
+    somewhat_vector_ALD: Float32 | None = None
+    """Mean of rows of score 2 exactly, NaN where there are fewer than `min_count`; None: not asked for."""
+    pca_mean_LD: Float32 | None = None
+    pca_scale_LD: Float32 | None = None
+    """Coordinates of x are ((x - pca_mean) * pca_scale) @ components; None in results older than both: mean of the roles, and 1."""
 
 
 @dataclass(frozen=True, slots=True)

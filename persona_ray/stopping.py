@@ -6,7 +6,6 @@ Looks only at the longest complete prefix of the work order, which is a valid sm
 from __future__ import annotations
 
 import logging
-import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -18,6 +17,7 @@ from typing import Self
 import numpy as np
 
 from persona_ray.config import StopConfig
+from persona_ray.following import Follower
 from persona_ray.reduce.convergence import BatchMeans, Look, StopRule
 from persona_ray.reduce.vectors import Filter
 from persona_ray.reduce.weightings import DEFAULT
@@ -113,32 +113,26 @@ class StopWatch(AbstractContextManager["StopWatch"]):
     def __init__(self, prefix: PrefixAxis) -> None:
         self._prefix = prefix
         self._reason: str | None = None
-        self._error: Exception | None = None
-        self._is_over = threading.Event()
-        self._thread = threading.Thread(target=self._follow, name="reduce.stop", daemon=True)
+        self._follower = Follower("reduce.stop", self._advance, LOOK_EVERY_S)
 
     @property
     def reason(self) -> str | None:
         """Why nothing new is to be begun; raises what went wrong with looking."""
-        if self._error is not None:
-            raise self._error
+        if self._follower.error is not None:
+            raise self._follower.error
         return self._reason
 
-    def _follow(self) -> None:
-        try:
-            while self._reason is None and not self._is_over.wait(LOOK_EVERY_S):
-                self._reason = self._prefix.advance()
-        except Exception as error:  # noqa: BLE001 - told to whoever asks for the reason
-            self._error = error
+    def _advance(self) -> bool:
+        self._reason = self._reason or self._prefix.advance()
+        return self._reason is not None
 
     def __enter__(self) -> Self:
-        self._reason = self._prefix.advance()  # what is there already may be enough
-        self._thread.start()
+        self._advance()  # what is there already may be enough
+        self._follower.__enter__()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._is_over.set()
-        self._thread.join()
+        self._follower.__exit__(kind, error, trace)
 
 
 def stop_rule(config: StopConfig) -> StopRule:

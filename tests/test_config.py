@@ -56,9 +56,32 @@ def test_defaults_are_those_of_the_design() -> None:
         "capture": {"layers": "all", "max_length": 2048},
         "store": {"url": "s", "dtype": "bf16-exact", "unit_rows": "auto", "client": "auto"},
         "judge": {"backend": "none", "path": None},
-        "reduce": {"preset": "paper", "min_score": 3, "min_count": 10, "rank": 64, "bootstrap": 200, "stop": None},
+        "reduce": {
+            "preset": "paper",
+            "min_score": 3,
+            "min_count": 10,
+            "somewhat": True,
+            "pca": "plain",
+            "rank": 64,
+            "bootstrap": 200,
+            "checkpoint_rows": "auto",
+            "stop": None,
+        },
         "limits": {"hours": None, "rows": None, "money": None},
     }
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, (3, 10, True)),
+        ({"preset": "published-code"}, (3, 50, False)),
+        ({"preset": "published-code", "min_count": 5, "somewhat": True}, (3, 5, True)),
+    ],
+)
+def test_a_preset_fills_in_what_the_job_leaves_out(given: dict[str, Any], expected: tuple[int, int, bool]) -> None:
+    reduce = parse_job(LEAST | {"reduce": given}).reduce
+    assert (reduce.min_score, reduce.min_count, reduce.somewhat) == expected
 
 
 @pytest.mark.parametrize(
@@ -85,7 +108,8 @@ def test_defaults_are_those_of_the_design() -> None:
         ({"judge": {"backend": "endpoint"}}, "judge.backend: 'endpoint' is not available"),
         ({"judge": {"backend": "scores"}}, "backend scores needs a path"),
         ({"judge": {"path": "x"}}, "path is set, but backend is none"),
-        ({"reduce": {"preset": "published-code"}}, "reduce.preset: 'published-code' is not available"),
+        ({"reduce": {"preset": "publisht-code"}}, "reduce.preset: input should be 'paper' or 'published-code'"),
+        ({"reduce": {"checkpoint_rows": 0}}, "reduce.checkpoint_rows: "),
         ({"reduce": {"stop": {"cosine": 1.5}}}, "reduce.stop.cosine: input should be less than 1"),
         ({"limits": {"money": 3}}, "limits.money: is not available in this version"),
         ({"store": {"url": "memory://x"}}, "a memory: store lives in one process only"),

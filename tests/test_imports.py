@@ -29,9 +29,11 @@ ALLOWED: dict[str, set[str]] = {
     "interrupt": set(),
     "logs": {"errors"},
     "planning": BASE | SIBLINGS,
-    "reducing": BASE | SIBLINGS,
-    "stopping": BASE | SIBLINGS,
-    "pipeline": BASE | SIBLINGS | {"planning", "reducing", "stopping", "interrupt", "report", "serve"},
+    "following": set(),
+    "accumulating": BASE | SIBLINGS | {"following"},
+    "reducing": BASE | SIBLINGS | {"accumulating"},
+    "stopping": BASE | SIBLINGS | {"following"},
+    "pipeline": BASE | SIBLINGS | {"planning", "accumulating", "reducing", "stopping", "interrupt", "report", "serve"},
     "submit": BASE | {"store"},
     "cli_store": BASE | SIBLINGS | {"report", "terminal"},
     "cli_cluster": BASE | {"report", "terminal", "submit", "cli_store"},
@@ -39,7 +41,7 @@ ALLOWED: dict[str, set[str]] = {
     "__main__": {"cli"},
 }
 """Part -> the parts that it may import. One way only:
-errors <- spec <- config <- {siblings} <- {report, serve, planning, reducing, stopping} <- pipeline <- cli."""
+errors <- spec <- config <- {siblings} <- {report, serve, planning, accumulating, reducing, stopping} <- pipeline <- cli."""
 
 HOMES: dict[str, set[str]] = {
     "ray": {"shards/actors", "scheduler/driver.py", "reduce/tasks.py", "submit.py"},

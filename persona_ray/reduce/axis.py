@@ -13,13 +13,13 @@ from collections.abc import Collection, Sequence
 import numpy as np
 
 from persona_ray.reduce.moments import GroupMoments
+from persona_ray.reduce.presets import Rounding, unrounded
 from persona_ray.spec import Float64
 
 
-def assistant_axis(default_vector_LD: Float64, role_vector_ALD: Float64) -> Float64:
-    """Default minus the mean of role vectors, every archetype counted once: (L, D)."""
-    mean_LD: Float64 = role_vector_ALD.mean(axis=0)
-    return default_vector_LD - mean_LD
+def assistant_axis(default_vector_LD: Float64, role_vector_ALD: Float64, rounding: Rounding = unrounded) -> Float64:
+    """Default minus the mean of role vectors, every archetype counted once: (L, D). `rounding` of mean and difference."""
+    return rounding(default_vector_LD - rounding(role_vector_ALD.mean(axis=0)))
 
 
 def projections(vectors_ALD: Float64, axis_LD: Float64) -> Float64:

@@ -55,6 +55,19 @@ class GroupMoments:
             self.m2_LD + other.m2_LD + delta_LD**2 * (self.count * other.count / count),
         )
 
+    def without(self, part: GroupMoments) -> GroupMoments:
+        """The reverse of `merge`: moments of the rows that are left when those of `part` go; at least one must be left.
+
+        What is left loses digits where little is: keep the larger part. Raises IntegrityError if more would go than there is.
+        """
+        count = self.count - part.count
+        if count < 1 or self.mean_LD.shape != part.mean_LD.shape:
+            raise IntegrityError(f"{part.count} rows of {part.mean_LD.shape} cannot be taken out of {self.count} of {self.mean_LD.shape}")
+        mean_LD = self.mean_LD + (self.mean_LD - part.mean_LD) * (part.count / count)
+        delta_LD = part.mean_LD - mean_LD
+        m2_LD = self.m2_LD - part.m2_LD - delta_LD**2 * (count * part.count / self.count)
+        return GroupMoments(count, mean_LD, np.maximum(m2_LD, 0.0))
+
 
 @dataclass(frozen=True, slots=True)
 class Moments:
@@ -82,6 +95,25 @@ class Moments:
         groups = dict(self.groups)
         for group, moments in other.groups.items():
             groups[group] = groups[group].merge(moments) if group in groups else moments
+        return Moments(groups)
+
+    def without(self, part: Moments) -> Moments:
+        """Moments of the rows that are left when those of `part` go. Raises IntegrityError if some of them are not there."""
+        groups = dict(self.groups)
+        for group, moments in part.groups.items():
+            there = groups.pop(group, None)
+            if there is None:
+                raise IntegrityError(f"{moments.count} rows of {group} cannot be taken out: there are none")
+            if there.count != moments.count:
+                groups[group] = there.without(moments)
+        return Moments(groups)
+
+    def regrouped(self, to: Mapping[Group, Group]) -> Moments:
+        """Groups under other names; those that share one are merged. A group that `to` does not have keeps its own."""
+        groups: dict[Group, GroupMoments] = {}
+        for group in sorted(self.groups):
+            name, moments = to.get(group, group), self.groups[group]
+            groups[name] = groups[name].merge(moments) if name in groups else moments
         return Moments(groups)
 
     @property

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,61 +11,114 @@ import numpy as np
 from persona_ray.config import ReduceConfig
 from persona_ray.errors import NothingUsableError
 from persona_ray.reduce.axis import assistant_axis, best_layer, projections, separation
+from persona_ray.reduce.massive import facts, massive_dims
 from persona_ray.reduce.moments import Moments
 from persona_ray.reduce.pca import principal_components
-from persona_ray.reduce.vectors import Filter, Vectors, select_vectors
-from persona_ray.spec import Float32, Float64, Reduced, digest_of
+from persona_ray.reduce.presets import rounding_of
+from persona_ray.reduce.vectors import SOMEWHAT, Filter, Vectors, select_vectors
+from persona_ray.spec import Float32, Float64, Int32, Reduced, digest_of
 
 
 def persona_space(
-    moments: Moments,
+    blocks: Iterable[tuple[Sequence[int], Moments]],
     *,
     archetypes: Sequence[str],
     default_archetypes: Sequence[str],
-    layers: Sequence[int],
     config: ReduceConfig,
     judge_name: str | None,
     ledger_digest: str,
 ) -> Reduced:
-    """Role vectors, axis and principal components of `moments`, computed in float64 and handed over as float32.
+    """Role vectors, axis and principal components of `blocks`, computed in float64 and handed over as float32.
 
-    `archetypes` are names by code, `layers` the captured decoder blocks, `judge_name` None if no judge has scored the rows
-    (then every row counts). The name is made of ledger, judge and settings: equal name, equal content. Attributes are
-    plain JSON; `best_layer` is a decoder block, lists per layer follow `layers`, an unknown separation is null.
+    `blocks` are layers (captured decoder blocks) with their moments, all of the same rows; one is held at a time. `archetypes` are
+    names by code, `judge_name` None if no judge has scored the rows (then every row counts). The name is made of ledger, judge and
+    settings: equal name, equal content. Attributes are plain JSON; `best_layer` is a decoder block, lists per layer follow the
+    layers, an unknown separation is null.
     Raises NothingUsableError without rows of the default Assistant or with fewer than two role vectors.
     """
     keep = Filter(config.min_score if judge_name is not None else None, config.min_count)
     default_codes = {code for code, name in enumerate(archetypes) if name in default_archetypes}
-    vectors = select_vectors(moments, num_archetypes=len(archetypes), default_codes=default_codes, keep=keep)
-    _require_enough(vectors, archetypes, default_archetypes, keep)
-
-    default_vector_LD, role_vector_ALD = vectors.default_vector, vectors.role_vectors
-    axis_LD = assistant_axis(default_vector_LD, role_vector_ALD)
-    found = principal_components(role_vector_ALD, axis_LD, config.rank)
+    parts: list[_Part] = []
+    for layers, moments in blocks:
+        vectors = select_vectors(moments, num_archetypes=len(archetypes), default_codes=default_codes, keep=keep)
+        _require_enough(vectors, archetypes, default_archetypes, keep)
+        parts.append(_Part.of(vectors, tuple(layers), moments.num_rows, config))
+    layers = tuple(layer for part in parts for layer in part.layers)
     return Reduced(
         name=space_name(ledger_digest, judge_name, layers, config),
         archetypes=tuple(archetypes),
-        layers=tuple(layers),
-        role_vector_ALD=_by_code(role_vector_ALD, list(vectors.roles), len(archetypes)),
-        role_count_A=vectors.count_A,
-        default_vector_LD=default_vector_LD.astype(np.float32),
-        axis_LD=axis_LD.astype(np.float32),
-        pca_components_LKD=found.components_LKD.astype(np.float32),
-        pca_explained_variance_LK=found.explained_variance_LK.astype(np.float32),
-        pca_explained_variance_ratio_LK=found.explained_variance_ratio_LK.astype(np.float32),
-        cos_pc1_axis_L=projections(found.components_LKD[None, :, 0], axis_LD)[0].astype(np.float32),
+        layers=layers,
+        role_count_A=parts[0].count_A,
+        **_joined(parts),
         attributes={
             "ledger_digest": ledger_digest,
             "preset": config.preset,
             "judge": judge_name,
             "min_score": keep.min_score,
             "min_count": keep.min_count,
-            "filter": _in_words(keep, judge_name),
-            "num_rows": moments.num_rows,
+            "filter": _in_words(keep, judge_name, "somewhat_vector_ALD" in parts[0].arrays),
+            "pca": config.pca,
+            "num_rows": parts[0].num_rows,
             "default_archetypes": list(default_archetypes),
-            **_along_the_axis(vectors, axis_LD, archetypes, layers),
+            **_along_the_axis(parts, archetypes, layers),
         },
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Part:
+    """The persona space of one block of layers."""
+
+    layers: tuple[int, ...]
+    num_rows: int
+    count_A: Int32
+    arrays: Mapping[str, Float32]
+    """Fields of `Reduced` that have a layer dim."""
+    axis_norm_L: Float64
+    separation_L: Float64
+    position_L_of: Mapping[int, Float64]
+    """Archetype code -> projection on the axis."""
+    massive: Mapping[str, list[Any]]
+
+    @classmethod
+    def of(cls, vectors: Vectors, layers: tuple[int, ...], num_rows: int, config: ReduceConfig) -> _Part:
+        """Everything of the block that is kept; float32 where it goes to the store."""
+        rounding, num_archetypes = rounding_of(config.preset), len(vectors.count_A)
+        default_LD, role_ALD = rounding(vectors.default_vector), rounding(vectors.role_vectors)
+        axis_LD = assistant_axis(default_LD, role_ALD, rounding)
+        somewhat_ALD = rounding(vectors.somewhat_vectors) if config.somewhat and vectors.somewhat else None
+        among_ALD = role_ALD if somewhat_ALD is None else np.concatenate([role_ALD, somewhat_ALD])
+        found = principal_components(among_ALD, axis_LD, config.rank, config.pca)
+        arrays = {
+            "role_vector_ALD": _by_code(role_ALD, list(vectors.roles), num_archetypes),
+            "default_vector_LD": default_LD,
+            "axis_LD": axis_LD,
+            "pca_components_LKD": found.components_LKD,
+            "pca_explained_variance_LK": found.explained_variance_LK,
+            "pca_explained_variance_ratio_LK": found.explained_variance_ratio_LK,
+            "pca_mean_LD": found.mean_LD,
+            "pca_scale_LD": found.scale_LD,
+            "cos_pc1_axis_L": projections(found.components_LKD[None, :, 0], axis_LD * found.scale_LD)[0],
+        }
+        if somewhat_ALD is not None:
+            arrays["somewhat_vector_ALD"] = _by_code(somewhat_ALD, list(vectors.somewhat), num_archetypes)
+        everyone = {**vectors.defaults, **vectors.roles}
+        position_AL = projections(np.stack([moments.mean_LD for moments in everyone.values()]), axis_LD)
+        return cls(
+            layers=layers,
+            num_rows=num_rows,
+            count_A=vectors.count_A,
+            arrays={name: values.astype(np.float32) for name, values in arrays.items()},
+            axis_norm_L=np.linalg.norm(axis_LD, axis=-1),
+            separation_L=separation(axis_LD, everyone.values()),
+            position_L_of=dict(zip(everyone, position_AL, strict=True)),
+            massive=facts(axis_LD, massive_dims(np.concatenate([role_ALD, default_LD[None]]))),
+        )
+
+
+def _joined(parts: Sequence[_Part]) -> dict[str, Float32]:
+    """Arrays of all layers; those of an archetype have it as first dim, the others the layer."""
+    return {name: np.concatenate([part.arrays[name] for part in parts], axis=1 if name.endswith("_ALD") else 0) for name in parts[0].arrays}
 
 
 def _require_enough(vectors: Vectors, archetypes: Sequence[str], default_archetypes: Sequence[str], keep: Filter) -> None:
@@ -84,32 +138,35 @@ def _require_enough(vectors: Vectors, archetypes: Sequence[str], default_archety
 
 def space_name(ledger_digest: str, judge_name: str | None, layers: Sequence[int], config: ReduceConfig) -> str:
     """Name of the persona space of these layers of this data under these settings: 16 hex digits."""
-    settings = config.model_dump(mode="json", exclude={"stop"})  # says when rows end, not what is made of them
+    settings = config.model_dump(
+        mode="json", exclude={"stop", "checkpoint_rows"}
+    )  # say when rows end and are kept, not what is made of them
     return digest_of({"ledger": ledger_digest, "scores": judge_name, "layers": list(layers), "settings": settings})[:16]
 
 
-def _by_code(kept_ALD: Float64, codes: Sequence[int], num_archetypes: int) -> Float32:
-    role_vector_ALD = np.full((num_archetypes, *kept_ALD.shape[1:]), np.nan, np.float32)
-    role_vector_ALD[codes] = kept_ALD
-    return role_vector_ALD
+def _by_code(kept_ALD: Float64, codes: Sequence[int], num_archetypes: int) -> Float64:
+    by_code_ALD = np.full((num_archetypes, *kept_ALD.shape[1:]), np.nan)
+    by_code_ALD[codes] = kept_ALD
+    return by_code_ALD
 
 
-def _in_words(keep: Filter, judge_name: str | None) -> str:
+def _in_words(keep: Filter, judge_name: str | None, has_somewhat: bool) -> str:
     counted = "no judge: every row counts" if keep.min_score is None else f"rows of score >= {keep.min_score} by {judge_name}"
-    return f"{counted}; at least {keep.min_count} of them for a role vector; all rows of the default Assistant"
+    somewhat = f"; components also over vectors of score {SOMEWHAT}" if has_somewhat else ""
+    return f"{counted}; at least {keep.min_count} of them for a role vector; all rows of the default Assistant{somewhat}"
 
 
-def _along_the_axis(vectors: Vectors, axis_LD: Float64, archetypes: Sequence[str], layers: Sequence[int]) -> dict[str, Any]:
-    everyone = {**vectors.defaults, **vectors.roles}
-    separation_L = separation(axis_LD, everyone.values())
+def _along_the_axis(parts: Sequence[_Part], archetypes: Sequence[str], layers: Sequence[int]) -> dict[str, Any]:
+    separation_L = np.concatenate([part.separation_L for part in parts])
     layer, reason = best_layer(separation_L, layers)
-    position_AL = projections(np.stack([moments.mean_LD for moments in everyone.values()]), axis_LD)
+    positions = {code: np.concatenate([part.position_L_of[code] for part in parts]) for code in parts[0].position_L_of}
     return {
         "best_layer": layer,
         "best_layer_reason": reason,
         "separation": _as_json(separation_L),
-        "axis_norm": _as_json(np.linalg.norm(axis_LD, axis=-1)),
-        "projections": {archetypes[code]: _as_json(position_L) for code, position_L in zip(everyone, position_AL, strict=True)},
+        "axis_norm": _as_json(np.concatenate([part.axis_norm_L for part in parts])),
+        "projections": {archetypes[code]: _as_json(position_L) for code, position_L in positions.items()},
+        **{key: [value for part in parts for value in part.massive[key]] for key in parts[0].massive},
     }
 
 

@@ -16,6 +16,9 @@ import numpy as np
 from persona_ray.reduce.moments import GroupMoments, Moments
 from persona_ray.spec import Float64, Int32
 
+SOMEWHAT = 2
+"""The score of "somewhat role-playing" answers, which make vectors of their own."""
+
 
 @dataclass(frozen=True, slots=True)
 class Filter:
@@ -37,6 +40,8 @@ class Vectors:
 
     roles: Mapping[int, GroupMoments]
     """Archetypes that have a role vector, by rising code; never the default Assistant."""
+    somewhat: Mapping[int, GroupMoments]
+    """Archetypes that have a vector of rows of score `SOMEWHAT` alone, by rising code; none without a judge."""
     defaults: Mapping[int, GroupMoments]
     """Default archetypes that have a row."""
     count_A: Int32
@@ -45,7 +50,12 @@ class Vectors:
     @property
     def role_vectors(self) -> Float64:
         """One mean for every role, in the order of `roles`: (len(roles), L, D)."""
-        return np.stack([moments.mean_LD for moments in self.roles.values()])
+        return _means(self.roles, self.default_vector)
+
+    @property
+    def somewhat_vectors(self) -> Float64:
+        """The same for `somewhat`; (0, L, D) if there is none."""
+        return _means(self.somewhat, self.default_vector)
 
     @property
     def default_vector(self) -> Float64:
@@ -60,11 +70,22 @@ def select_vectors(moments: Moments, *, num_archetypes: int, default_codes: Coll
         if group.archetype in default_codes or keep.passes(group.score):
             found = moments.groups[group]
             passed[group.archetype] = passed[group.archetype].merge(found) if group.archetype in passed else found
+    is_apart = keep.min_score is not None and keep.min_score > SOMEWHAT
+    somewhat = {group.archetype: found for group, found in moments.groups.items() if is_apart and group.score == SOMEWHAT}
     count_A = np.zeros(num_archetypes, np.int32)
     for code, found in passed.items():
         count_A[code] = found.count
     return Vectors(
-        roles={code: found for code, found in passed.items() if code not in default_codes and found.count >= keep.min_count},
+        roles=_enough(passed, default_codes, keep),
+        somewhat=_enough(somewhat, default_codes, keep),
         defaults={code: found for code, found in passed.items() if code in default_codes},
         count_A=count_A,
     )
+
+
+def _enough(found: Mapping[int, GroupMoments], default_codes: Collection[int], keep: Filter) -> dict[int, GroupMoments]:
+    return {code: found[code] for code in sorted(found) if code not in default_codes and found[code].count >= keep.min_count}
+
+
+def _means(found: Mapping[int, GroupMoments], like_LD: Float64) -> Float64:
+    return np.stack([moments.mean_LD for moments in found.values()]) if found else np.empty((0, *like_LD.shape))

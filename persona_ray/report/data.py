@@ -110,6 +110,8 @@ def layer_view(reduced: Reduced, place: int) -> LayerView:
     from_mean_AD = roles_AD - roles_AD.mean(axis=0)
     axis_D = reduced.axis_LD[place].astype(np.float64)
     components_KD = reduced.pca_components_LKD[place, :MAP_DIMS].astype(np.float64)
+    if reduced.pca_scale_LD is not None:
+        components_KD *= reduced.pca_scale_LD[place]
     norm = float(np.linalg.norm(axis_D))
     separation = reduced.attributes.get("separation")
     return LayerView(

@@ -130,6 +130,10 @@ class StoreReader:
         """The state of the ledger now; of a store opened at a state, that one."""
         return self._view or Snapshot.of([ledger.marker_bytes() for ledger in self._ledgers])
 
+    def state_of(self, units: Iterable[int], layers: Sequence[int], at: Snapshot) -> str:
+        """Digest of the markers of `units` with `layers` in the state `at`: as long as it is the same, so are their numbers."""
+        return at.part(units, {0, *self._places(layers)}).digest
+
     def cite(self) -> str:
         """Keep the state of now, so that `open_store(url, at=...)` finds it for ever; answers its digest. Writes one object."""
         return self.keep(self.snapshot())

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -33,8 +34,12 @@ _ARRAYS: Mapping[str, tuple[str, tuple[str, ...], str]] = {
     "pca_explained_variance": ("pca_explained_variance_LK", ("layer", "component"), "variance of the role vectors along each component"),
     "pca_explained_variance_ratio": ("pca_explained_variance_ratio_LK", ("layer", "component"), "share of the total variance"),
     "cos_pc1_axis": ("cos_pc1_axis_L", ("layer",), "cosine between PC1 and the axis"),
+    "somewhat_vector": ("somewhat_vector_ALD", ("archetype", "layer", "hidden"), "mean activation of each archetype's rows of score 2"),
+    "pca_mean": ("pca_mean_LD", ("layer", "hidden"), "what is subtracted before the components"),
+    "pca_scale": ("pca_scale_LD", ("layer", "hidden"), "what centred vectors are multiplied with before the components"),
 }
-"""Array name -> field of `Reduced`, dims, meaning."""
+"""Array name -> field of `Reduced`, dims, meaning. A field that is None has no array."""
+_OPTIONAL = frozenset(field.name for field in fields(Reduced) if field.default is None)
 
 
 def write_reduced(url: str, reduced: Reduced) -> None:
@@ -58,7 +63,7 @@ def read_reduced(backend: Backend, name: str) -> Reduced:
     if backend.get_or_none(f"{folder}/{METADATA_NAME}") is None:
         raise InputError(f"{backend.url}: there is no result {name}; `persona-ray run JOB` makes one")
     group = zarr.open_group(backend.zarr_store(), path=folder, mode="r", use_consolidated=False)
-    arrays = {field: _values(group, key) for key, (field, _, _) in _ARRAYS.items()}
+    arrays = {field: _values(group, key) for key, (field, _, _) in _ARRAYS.items() if key in group or field not in _OPTIONAL}
     attributes = group.attrs.asdict()
     del attributes["name"]
     return Reduced(
@@ -109,6 +114,8 @@ def _array_objects(reduced: Reduced) -> dict[str, bytes]:
         **array_objects(coordinate("component", components, {"long_name": "principal component, by falling variance"}), components),
     }
     for name, (field, dims, meaning) in _ARRAYS.items():
+        if getattr(reduced, field) is None:
+            continue
         values = np.asarray(getattr(reduced, field))
         expected = tuple(sizes[dim] for dim in dims)
         if values.shape != expected:

@@ -17,6 +17,7 @@ from persona_ray.errors import InputError
 from persona_ray.spec import ProgressCallback
 from persona_ray.store.address import open_backend
 from persona_ray.store.backend import ListedObject
+from persona_ray.store.checkpoint import superseded
 from persona_ray.store.marker import Marker, is_in_commits, marker_key, place_of_marker_key
 from persona_ray.store.plan_check import believe_plan, restore_planned
 from persona_ray.store.quarantine import quarantine, unit_of_quarantine
@@ -156,10 +157,10 @@ def _condemned(survey: Survey, unit: int, layer_set: int, marker: bytes | None, 
 def gc(url: str, *, delete: bool, texts: bool = False, min_age_s: float = DAY_S, clock: Callable[[], float] = time.time) -> Collection:
     """List what belongs to nothing, and remove it if `delete`; only what is older than `min_age_s`.
 
-    Leftovers are numbers of units that never committed, the quarantine of units that are committed again, and half-made
-    temporary files. Never anything of a unit that has a marker, and text of units that have none (a crash must not waste what
-    was generated) only with `texts`. Numbers are left alone while anything of the store is younger than `min_age_s`: a run may
-    be at work. Raises InputError if there is no store.
+    Leftovers are numbers of units that never committed, the quarantine of units that are committed again, statistics that later
+    ones include, and half-made temporary files. Never anything of a unit that has a marker, and text of units that have none (a
+    crash must not waste what was generated) only with `texts`. Numbers are left alone while anything of the store is younger than
+    `min_age_s`: a run may be at work. Raises InputError if there is no store.
     """
     survey = Survey.of(open_backend(url))
     listed, now_s = survey.backend.list_objects(""), clock()
@@ -178,7 +179,7 @@ def gc(url: str, *, delete: bool, texts: bool = False, min_age_s: float = DAY_S,
         *(_leftover(item, now_s, f"{_named(item.key)} has no marker") for item in numbers),
         *(
             _leftover(item, now_s, why)
-            for item, why in [*_finished_quarantine(listed, marked), *_temporary(survey)]
+            for item, why in [*_finished_quarantine(listed, marked), *_superseded(survey, listed), *_temporary(survey)]
             if now_s - item.modified_s >= min_age_s
         ),
     ]
@@ -231,6 +232,11 @@ def _finished_quarantine(listed: Sequence[ListedObject], marked: frozenset[tuple
         unit = unit_of_quarantine(item.key)
         if unit is not None and all((layer_set, unit) in marked for layer_set in sets):
             yield item, f"quarantine of unit {unit:06d}, which is committed again"
+
+
+def _superseded(survey: Survey, listed: Sequence[ListedObject]) -> Iterator[tuple[ListedObject, str]]:
+    keys = frozenset(superseded(survey.backend))
+    yield from ((item, "statistics of rows that later ones include") for item in listed if item.key in keys)
 
 
 def _temporary(survey: Survey) -> Iterator[tuple[ListedObject, str]]:

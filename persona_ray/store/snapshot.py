@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from persona_ray.errors import InputError, IntegrityError
@@ -42,6 +42,13 @@ class Snapshot:
             f"{unit} {sha256}" if layer_set == 0 else f"{layer_set}/{unit} {sha256}"
             for layer_set, found in enumerate(self.markers)
             for unit, sha256 in found.items()
+        )
+
+    def part(self, units: Iterable[int], layer_sets: Iterable[int]) -> Snapshot:
+        """Of `units` and `layer_sets` alone. Raises KeyError for a unit that does not exist with them."""
+        wanted, kept = sorted(units), frozenset(layer_sets)
+        return Snapshot(
+            tuple({unit: found[unit] for unit in wanted} if number in kept else {} for number, found in enumerate(self.markers))
         )
 
     def to_bytes(self) -> bytes:

@@ -34,7 +34,7 @@ def finished(golden_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> S
             "rollouts": {"source": "import", "path": str(golden_folder / "responses")},
             "store": {"url": url, "dtype": "float32", "unit_rows": 32},
             "judge": {"backend": "scores", "path": str(golden_folder / "scores")},
-            "reduce": {"min_count": 5},
+            "reduce": {"min_count": 5, "somewhat": False},
         }
     )
     outcome = pipeline.run(job, TerminalProgress(Console(quiet=True)))

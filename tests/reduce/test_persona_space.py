@@ -1,14 +1,16 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from dataclasses import fields
+from typing import Any, Literal
 
+import ml_dtypes
 import numpy as np
 import pytest
 
 from persona_ray.config import ReduceConfig
 from persona_ray.errors import NothingUsableError
-from persona_ray.reduce.moments import Moments
+from persona_ray.reduce.moments import GroupMoments, Moments
 from persona_ray.reduce.persona_space import persona_space
 from persona_ray.spec import Reduced, ScoredRows
 
@@ -36,16 +38,15 @@ def planted_moments(rows_each: int = 40, without: tuple[str, ...] = ()) -> tuple
     return Moments.of(ScoredRows(np.arange(len(archetype_R)), archetype_R.astype(np.int32), score_R, activations_RLD)), direction_D
 
 
-def space_of(moments: Moments, **changes: Any) -> Reduced:
+def space_of(moments: Moments, layers: tuple[int, ...] = LAYERS, **changes: Any) -> Reduced:
     settings: dict[str, Any] = {
         "archetypes": ARCHETYPES,
         "default_archetypes": ("helper",),
-        "layers": LAYERS,
         "config": ReduceConfig(min_count=10),
         "judge_name": "lexicon-abc",
         "ledger_digest": "d1",
     }
-    return persona_space(moments, **(settings | changes))
+    return persona_space([(layers, moments)], **(settings | changes))
 
 
 def test_the_planted_axis_is_recovered() -> None:
@@ -117,6 +118,90 @@ def test_two_role_vectors_suffice() -> None:
 
 def test_one_row_each_still_gives_an_axis() -> None:
     rows = ScoredRows(np.arange(3), np.arange(3, dtype=np.int32), np.full(3, -1, np.int8), np.eye(3, dtype=np.float32)[:, None, :])
-    space = space_of(Moments.of(rows), layers=(0,), judge_name=None, config=ReduceConfig(min_count=1))
+    space = space_of(Moments.of(rows), (0,), judge_name=None, config=ReduceConfig(min_count=1))
     assert space.attributes["separation"] == [None]
     assert "cannot be compared" in space.attributes["best_layer_reason"]
+
+
+def test_layers_in_blocks_give_the_same_bits_as_all_at_once() -> None:
+    moments, _ = planted_moments()
+    whole = space_of(moments)
+    blocks = [((0,), only_layers(moments, slice(0, 1))), ((4, 8), only_layers(moments, slice(1, 3)))]
+    joined = persona_space(
+        iter(blocks),
+        archetypes=ARCHETYPES,
+        default_archetypes=("helper",),
+        config=ReduceConfig(),
+        judge_name="lexicon-abc",
+        ledger_digest="d1",
+    )
+    assert (joined.name, joined.layers, joined.attributes) == (whole.name, whole.layers, whole.attributes)
+    for field in fields(Reduced):
+        if isinstance(getattr(whole, field.name), np.ndarray):
+            np.testing.assert_array_equal(getattr(joined, field.name), getattr(whole, field.name))
+
+
+def only_layers(moments: Moments, layers: slice) -> Moments:
+    return Moments(
+        {group: GroupMoments(found.count, found.mean_LD[layers], found.m2_LD[layers]) for group, found in moments.groups.items()}
+    )
+
+
+def with_somewhat() -> Moments:
+    """`planted_moments`, and 20 rows of score 2 for two archetypes, far off."""
+    generator = np.random.default_rng(3)
+    archetype_R = np.repeat([0, 2, 3], [20, 20, 4]).astype(np.int32)
+    rows_RLD = (90 + generator.standard_normal((44, len(LAYERS), WIDTH))).astype(np.float32)
+    more = Moments.of(ScoredRows(np.arange(44), archetype_R, np.full(44, 2, np.int8), rows_RLD))
+    return planted_moments()[0].merge(more)
+
+
+def test_somewhat_vectors_are_among_the_components_and_never_in_the_axis() -> None:
+    with_them, without = (space_of(with_somewhat(), config=ReduceConfig(somewhat=somewhat)) for somewhat in (True, False))
+    assert with_them.somewhat_vector_ALD is not None
+    assert np.isfinite(with_them.somewhat_vector_ALD).all(axis=(1, 2)).tolist() == [True, False, True, False, False]
+    assert without.somewhat_vector_ALD is None
+    np.testing.assert_array_equal(with_them.axis_LD, without.axis_LD)
+    np.testing.assert_array_equal(with_them.role_vector_ALD, without.role_vector_ALD)
+    assert (with_them.pca_components_LKD.shape[1], without.pca_components_LKD.shape[1]) == (4, 2)
+    roles_ALD = with_them.role_vector_ALD[[0, 2, 3]]
+    every_ALD = np.concatenate([roles_ALD, with_them.somewhat_vector_ALD[[0, 2]]]).astype(np.float64)
+    np.testing.assert_allclose(with_them.pca_mean_LD, every_ALD.mean(axis=0), rtol=1e-6)
+    assert "of score 2" in with_them.attributes["filter"]
+
+
+def test_the_released_code_rounds_every_mean_and_wants_fifty_rows() -> None:
+    config = ReduceConfig(preset="published-code")
+    assert (config.min_count, config.somewhat) == (50, False)
+    assert ReduceConfig(preset="published-code", min_count=7).min_count == 7
+    moments, _ = planted_moments(rows_each=80)
+    space, exact = space_of(moments, config=config), space_of(moments, config=ReduceConfig(somewhat=False))
+    # As torch.stack(rows).mean(0) in bfloat16 does it: float32 inside, bfloat16 outside.
+    role_ALD = exact.role_vector_ALD[[0, 2, 3]].astype(ml_dtypes.bfloat16)
+    mean_LD = role_ALD.astype(np.float32).mean(axis=0).astype(ml_dtypes.bfloat16)
+    axis_LD = (exact.default_vector_LD.astype(ml_dtypes.bfloat16) - mean_LD).astype(np.float32)
+    np.testing.assert_array_equal(space.role_vector_ALD[[0, 2, 3]], role_ALD.astype(np.float32))
+    np.testing.assert_array_equal(space.axis_LD, axis_LD)
+    assert not np.array_equal(space.axis_LD, exact.axis_LD)
+
+
+@pytest.mark.parametrize("pca", ["plain", "standardised", "masked"])
+def test_coordinates_follow_from_what_is_stored_whatever_the_scaling(pca: Literal["plain", "standardised", "masked"]) -> None:
+    space = space_of(with_a_massive_dim(), config=ReduceConfig(pca=pca, somewhat=False))
+    assert space.pca_mean_LD is not None
+    assert space.pca_scale_LD is not None
+    roles_ALD = space.role_vector_ALD[[0, 2, 3]]
+    coordinates_ALK = np.einsum("ald,lkd->alk", (roles_ALD - space.pca_mean_LD) * space.pca_scale_LD, space.pca_components_LKD)
+    np.testing.assert_allclose(coordinates_ALK.var(axis=0, ddof=1), space.pca_explained_variance_LK, rtol=1e-3)
+    assert (np.abs(space.pca_components_LKD[:, 0, 5]) > 0.99).all() == (pca == "plain")
+    assert (space.pca_scale_LD[:, 5] == 0).all() == (pca == "masked")
+    assert [set(dims) for dims in space.attributes["massive_dims"]] == [{"5"}] * len(LAYERS)
+
+
+def with_a_massive_dim() -> Moments:
+    """Dim 5 is fifty times the others and varies alike."""
+    moments, _ = planted_moments()
+    scale_D = np.where(np.arange(WIDTH) == 5, 50.0, 1.0)
+    return Moments(
+        {group: GroupMoments(found.count, found.mean_LD * scale_D, found.m2_LD * scale_D**2) for group, found in moments.groups.items()}
+    )

@@ -45,4 +45,7 @@ def _cut(url: str, reduced: Reduced, layers: Sequence[int] | None) -> Reduced:
         pca_explained_variance_LK=reduced.pca_explained_variance_LK[at],
         pca_explained_variance_ratio_LK=reduced.pca_explained_variance_ratio_LK[at],
         cos_pc1_axis_L=reduced.cos_pc1_axis_L[at],
+        somewhat_vector_ALD=None if reduced.somewhat_vector_ALD is None else reduced.somewhat_vector_ALD[:, at],
+        pca_mean_LD=None if reduced.pca_mean_LD is None else reduced.pca_mean_LD[at],
+        pca_scale_LD=None if reduced.pca_scale_LD is None else reduced.pca_scale_LD[at],
     )

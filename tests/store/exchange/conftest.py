@@ -42,11 +42,10 @@ def reduce_all(store: StoreReader, min_count: int = 2) -> Reduced:
     """As the end of a run does it, in this process."""
     judge, units = store.latest_scores(), sorted(store.ledger.committed())
     reduced = persona_space(
-        in_process(lambda units: store.scored_rows(units, judge), units, Moments.of),
+        [(store.layers, in_process(lambda units: store.scored_rows(units, judge), units, Moments.of))],
         archetypes=store.archetypes,
         default_archetypes=store.default_archetypes,
-        layers=store.layers,
-        config=ReduceConfig(min_score=3, min_count=min_count),
+        config=ReduceConfig(min_score=3, min_count=min_count, somewhat=False),
         judge_name=judge,
         ledger_digest=store.snapshot().digest,
     )

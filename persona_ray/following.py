@@ -1,0 +1,35 @@
+"""Looking at something again and again, in a thread of its own, while something else is at work."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from types import TracebackType
+from typing import Self
+
+
+class Follower(AbstractContextManager["Follower"]):
+    """Calls `look` every `every_s` seconds while the block lasts, until it answers True: seen enough. An error ends it, too."""
+
+    def __init__(self, name: str, look: Callable[[], bool], every_s: float) -> None:
+        self._look = look
+        self._every_s = every_s
+        self._is_over = threading.Event()
+        self._thread = threading.Thread(target=self._follow, name=name, daemon=True)
+        self.error: Exception | None = None
+
+    def _follow(self) -> None:
+        try:
+            while not self._is_over.wait(self._every_s) and not self._look():
+                pass
+        except Exception as error:  # noqa: BLE001 - whoever waits for what is seen here decides what it means
+            self.error = error
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._is_over.set()
+        self._thread.join()
