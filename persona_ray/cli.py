@@ -22,6 +22,7 @@ from rich.console import Console
 from persona_ray.bench.command import with_settings
 from persona_ray.bench.settings import Settings
 from persona_ray.cli_cluster import cluster_app
+from persona_ray.cli_results import results_app
 from persona_ray.cli_store import AsJson, StoreUrl, store_app
 from persona_ray.config import Job, job_schema, load_job
 from persona_ray.errors import EXIT_DONE, EXIT_FAILED, EXIT_INPUT, EXIT_INTERRUPTED, InputError, PersonaRayError
@@ -40,6 +41,7 @@ app = typer.Typer(
     help="Extract the persona space of a language model: rollouts, activations, the Assistant Axis.",
 )
 app.add_typer(store_app, name="store")
+app.add_typer(results_app)
 app.add_typer(cluster_app)
 
 

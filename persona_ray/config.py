@@ -285,9 +285,27 @@ def load_job(path: str | Path, overrides: Sequence[str] = ()) -> Job:
         raise InputError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(document, dict):
         raise InputError(f"{path}: a job file is a YAML mapping with at least model and store")
+    return parse_job(overridden(document, overrides), where=str(path))
+
+
+def overridden(document: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """`document` itself, with `key.sub=value` overrides (values are YAML). Raises InputError."""
     for override in overrides:
         _apply(document, override)
-    return parse_job(document, where=str(path))
+    return document
+
+
+def reduce_config(settings: Mapping[str, Any], overrides: Sequence[str] = ()) -> ReduceConfig:
+    """A job's `reduce` section, with overrides `reduce.key=value`; one of the preset leaves the section's other settings out.
+
+    Raises InputError.
+    """
+    stranger = next((override for override in overrides if not override.startswith("reduce.")), None)
+    if stranger is not None:
+        raise InputError(f"--set {stranger}: only keys of reduce can be replaced here, for example --set reduce.min_count=5")
+    has_preset = any(override.startswith("reduce.preset=") for override in overrides)
+    document = overridden({"reduce": {} if has_preset else dict(settings)}, overrides)
+    return parse_job({"model": {"id": "any"}, "store": {"url": "any"}, **document}, where="--set").reduce
 
 
 def parse_job(document: Mapping[str, Any], where: str = "job") -> Job:

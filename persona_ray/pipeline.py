@@ -23,6 +23,7 @@ from persona_ray.config import Job
 from persona_ray.errors import InputError
 from persona_ray.interrupt import Interruptions
 from persona_ray.judge.lexicon import LexiconJudge
+from persona_ray.judging import judge_store, judge_units
 from persona_ray.planning import Setup, expected_tokens, prepare, sampling_of
 from persona_ray.reduce.vectors import Filter
 from persona_ray.reducing import Reduction, measure_certainty, reduce_store
@@ -32,7 +33,7 @@ from persona_ray.scheduler.driver import Driver, cluster
 from persona_ray.scheduler.limits import over_time, within_rows
 from persona_ray.scheduler.state import Rules, SchedulerState
 from persona_ray.shards.actors.replicas import Replicas
-from persona_ray.spec import Certainty, GenerationRequest, Judge, Progress, ProgressCallback, Reduced, RunCounts, SteeringCheck
+from persona_ray.spec import Certainty, GenerationRequest, Progress, ProgressCallback, Reduced, RunCounts, SteeringCheck
 from persona_ray.steer.check import MIN_QUESTIONS, Experiment, Request, check_steering
 from persona_ray.steer.edit import AddVector
 from persona_ray.stopping import NeverStops, PrefixAxis, StopWatch, stop_rule
@@ -41,7 +42,6 @@ from persona_ray.store.ledger import Ledger
 from persona_ray.store.plans import Plans
 from persona_ray.store.prepare import check_store, prepare_store
 from persona_ray.store.reader import StoreReader, open_store
-from persona_ray.store.scores import ScoreWriter, publish_scores
 from persona_ray.store.steering import read_steering, write_steering
 
 log = logging.getLogger(__name__)
@@ -91,7 +91,7 @@ def run(job: Job, progress: Progress, *, address: str | None = None) -> Outcome:
             with clock("rollouts and activations"):
                 extracted = extract(setup, plans, replicas, progress, interruptions)
             with clock("judge"):
-                judge_rollouts(setup, store, progress)
+                judge_store(setup.judge, store, progress)
             with clock("reduce"):
                 reduced = reduce_store(store, reduction_of(setup), progress)
             with clock("error bars"):
@@ -198,28 +198,6 @@ def keep_moments(setup: Setup) -> KeepingUp:
     store, reduction = open_store(setup.job.store.url), reduction_of(setup)
     accumulation = Accumulation.of(store, reduction.config, reduction.judge_name, reduction.layers)
     return KeepingUp(accumulation, partial(judge_units, setup.judge, store))
-
-
-def judge_rollouts(setup: Setup, store: StoreReader, progress: Progress) -> None:
-    """Every committed unit gets its scores, unless it has them."""
-    judge = setup.judge
-    if judge is None:
-        return
-    todo = sorted(store.ledger.committed() - store.scored_units(judge.name))
-    with progress.phase("judge", len(todo), "units") as advance:
-        judge_units(judge, store, todo, advance)
-    publish_scores(store.url, judge.name)
-
-
-def judge_units(judge: Judge | None, store: StoreReader, units: Sequence[int], advance: ProgressCallback = lambda _: None) -> None:
-    """Scores for those of `units` that have none by this judge; committed ones only."""
-    if judge is None:
-        return
-    scores, scored = ScoreWriter(store.url, judge.name, judge.settings), store.scored_units(judge.name)
-    todo = [unit for unit in units if unit not in scored]
-    for unit, rollouts in zip(todo, store.rollouts(todo), strict=True):
-        scores.write(unit, rollouts, judge.judge(rollouts))
-        advance(1)
 
 
 def reduction_of(setup: Setup) -> Reduction:

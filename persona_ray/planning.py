@@ -156,7 +156,7 @@ def prepare(job: Job) -> Setup:
     facts = model_facts(job.model, job.shards.tensor_parallel)
     asked = layers_to_capture(facts.num_layers, job.capture.wanted_layers(facts.num_layers))
     transcriber = Transcriber(str(config_folder(job.model)), None, job.model.kind, job.rollouts.thinking)
-    judge = open_judge(job.judge, _lexicon_beside(location))
+    judge = open_judge(job.judge, lexicon_of(job.model.id))
     wanted = _wanted(job)
     job = _settled(job, len(wanted.rows), values_per_row=len(asked) * facts.hidden_size)
     first, layers = _layers(job.store.url, asked)
@@ -349,8 +349,9 @@ def sampling_of(job: Job) -> Sampling:
     return Sampling(max_new_tokens=r.max_new_tokens, temperature=r.temperature, top_p=r.top_p, top_k=r.top_k, seed=r.seed)
 
 
-def _lexicon_beside(location: str) -> Path | None:
-    lexicon = Path(location) / "lexicon.json"
+def lexicon_of(model_id: str) -> Path | None:
+    """The lexicon that comes with a model, if one does."""
+    lexicon = Path(model_location(model_id)) / "lexicon.json"
     return lexicon if lexicon.is_file() else None
 
 

@@ -6,12 +6,13 @@ Every step looks in the store first: what was computed from the same data, score
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
 from persona_ray.accumulating import REDUCE_TASKS, Accumulation
-from persona_ray.config import ReduceConfig
-from persona_ray.errors import NothingUsableError
+from persona_ray.config import ReduceConfig, reduce_config
+from persona_ray.errors import InputError, NothingUsableError
 from persona_ray.reduce.persona_space import persona_space, space_name
 from persona_ray.reduce.replicates import ReplicateAxes, ReplicatePositions
 from persona_ray.reduce.tasks import on_cluster
@@ -40,6 +41,35 @@ class Reduction:
     """Of the bootstrap."""
 
 
+def reduction_of_store(
+    store: StoreReader, overrides: Sequence[str] = (), *, judge_name: str | None = None, layers: Sequence[int] | None = None
+) -> Reduction:
+    """As the job that began the store has it, with `reduce.key=value` overrides. `judge_name` None: the judge in force; "none": no judge.
+
+    `layers` None: all that were captured. Raises InputError for a wrong key, judge or layer.
+    """
+    wanted = store.layers if layers is None else tuple(layers)
+    units, all_units = store.units(wanted), store.units()
+    if len(units) < len(all_units):
+        log.warning("%d of %d units have all of the layers %s; the others do not count", len(units), len(all_units), list(wanted))
+    name = store.latest_scores() if judge_name is None else judge_name
+    if judge_name not in {None, "none"} and not store.scored_units(str(judge_name)):
+        raise InputError(f"{store.url}: no judge {judge_name} has scored here; the one in force is {store.latest_scores() or 'none'}")
+    return Reduction(
+        config=reduce_config(store.job.get("reduce", {}), overrides),
+        judge_name=None if name == "none" else name,
+        layers=wanted,
+        seed=int(store.job.get("rollouts", {}).get("seed", 0)),
+    )
+
+
+def is_reduced(store: StoreReader, reduction: Reduction) -> bool:
+    """Whether all of it is there already, so that no cluster is needed."""
+    name = space_name(store.snapshot().digest, reduction.judge_name, reduction.layers, reduction.config)
+    has_certainty = not reduction.config.bootstrap or read_certainty(store.url, name) is not None
+    return has_certainty and store.reduced_or_none(name) is not None
+
+
 def reduce_store(store: StoreReader, reduction: Reduction, progress: Progress) -> Reduced:
     """Role vectors, axis and principal components of what is committed; computed only if data, scores or settings are new.
 
@@ -48,8 +78,10 @@ def reduce_store(store: StoreReader, reduction: Reduction, progress: Progress) -
     url, judge_name, layers = store.url, reduction.judge_name, reduction.layers
     snapshot = store.snapshot()
     name = space_name(snapshot.digest, judge_name, layers, reduction.config)
-    if store.latest_reduced() == name:
-        return store.reduced(name)
+    found = store.reduced_or_none(name)
+    if found is not None:
+        publish_reduced(url, name)
+        return found
     store.refresh()  # another run may have added archetypes, and units of theirs
     units = store.units(layers, at=snapshot)
     accumulation = Accumulation.of(store, reduction.config, judge_name, layers)

@@ -33,15 +33,19 @@ ALLOWED: dict[str, set[str]] = {
     "accumulating": BASE | SIBLINGS | {"following"},
     "reducing": BASE | SIBLINGS | {"accumulating"},
     "stopping": BASE | SIBLINGS | {"following"},
-    "pipeline": BASE | SIBLINGS | {"planning", "accumulating", "reducing", "stopping", "interrupt", "report", "serve"},
+    "judging": BASE | SIBLINGS,
+    "pipeline": BASE | SIBLINGS | {"planning", "accumulating", "reducing", "stopping", "judging", "interrupt", "report", "serve"},
     "submit": BASE | {"store"},
     "cli_store": BASE | SIBLINGS | {"report", "terminal"},
+    "cli_results": BASE | SIBLINGS | {"report", "terminal", "planning", "reducing", "judging", "cli_store"},
     "cli_cluster": BASE | {"report", "terminal", "submit", "cli_store"},
-    "cli": BASE | SIBLINGS | {"report", "serve", "verify", "bench", "terminal", "planning", "pipeline", "cli_store", "cli_cluster", "logs"},
+    "cli": BASE
+    | SIBLINGS
+    | {"report", "serve", "verify", "bench", "terminal", "planning", "pipeline", "cli_store", "cli_cluster", "cli_results", "logs"},
     "__main__": {"cli"},
 }
 """Part -> the parts that it may import. One way only:
-errors <- spec <- config <- {siblings} <- {report, serve, planning, accumulating, reducing, stopping} <- pipeline <- cli."""
+errors <- spec <- config <- {siblings} <- {report, serve, planning, accumulating, reducing, stopping, judging} <- pipeline <- cli."""
 
 HOMES: dict[str, set[str]] = {
     "ray": {"shards/actors", "scheduler/driver.py", "reduce/tasks.py", "submit.py"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -41,7 +42,7 @@ def persona_space(
     parts: list[_Part] = []
     for layers, moments in blocks:
         vectors = select_vectors(moments, num_archetypes=len(archetypes), default_codes=default_codes, keep=keep)
-        _require_enough(vectors, archetypes, default_archetypes, keep)
+        _require_enough(vectors, moments, archetypes, default_archetypes, keep)
         parts.append(_Part.of(vectors, tuple(layers), moments.num_rows, config))
     layers = tuple(layer for part in parts for layer in part.layers)
     return Reduced(
@@ -121,7 +122,7 @@ def _joined(parts: Sequence[_Part]) -> dict[str, Float32]:
     return {name: np.concatenate([part.arrays[name] for part in parts], axis=1 if name.endswith("_ALD") else 0) for name in parts[0].arrays}
 
 
-def _require_enough(vectors: Vectors, archetypes: Sequence[str], default_archetypes: Sequence[str], keep: Filter) -> None:
+def _require_enough(vectors: Vectors, moments: Moments, archetypes: Sequence[str], default_archetypes: Sequence[str], keep: Filter) -> None:
     if not vectors.defaults:
         names = ", ".join(default_archetypes) or "no archetype is flagged as it"
         raise NothingUsableError(f"no row of the default Assistant ({names}) is stored, and without it there is no axis")
@@ -131,9 +132,19 @@ def _require_enough(vectors: Vectors, archetypes: Sequence[str], default_archety
         scored, or_score = ("", "") if keep.min_score is None else (f" of score >= {keep.min_score}", " or reduce.min_score")
         raise NothingUsableError(
             f"{len(vectors.roles)} of {len(roles_A)} archetypes have a role vector, at least 2 are needed: "
-            f"it takes reduce.min_count = {keep.min_count} rows{scored}, and the best archetype has {most}. "
-            f"Add rollouts, or lower reduce.min_count{or_score}."
+            f"it takes reduce.min_count = {keep.min_count} rows{scored}, and the best archetype has {most}"
+            f"{_rows_left_out(moments, frozenset(roles_A), keep)}. Add rollouts, or lower reduce.min_count{or_score}."
         )
+
+
+def _rows_left_out(moments: Moments, roles: frozenset[int], keep: Filter) -> str:
+    """How many rows the score filter has dropped, by score."""
+    dropped: Counter[int] = Counter()
+    for group, found in moments.groups.items():
+        if group.archetype in roles and not keep.passes(group.score):
+            dropped[group.score] += found.count
+    by_score = ", ".join(f"{dropped[score]} {'without a score' if score < 0 else f'of score {score}'}" for score in sorted(dropped))
+    return f" (left out: {by_score})" if dropped else ""
 
 
 def space_name(ledger_digest: str, judge_name: str | None, layers: Sequence[int], config: ReduceConfig) -> str:

@@ -26,7 +26,7 @@ from persona_ray.store.layout import activations_name, chunk_key, parquet_key, p
 from persona_ray.store.ledger import Ledger, count_rows
 from persona_ray.store.marker import Marker
 from persona_ray.store.plans import Plans, read_plans
-from persona_ray.store.reduced import LATEST_REDUCED_KEY, read_reduced
+from persona_ray.store.reduced import LATEST_REDUCED_KEY, has_reduced, read_reduced
 from persona_ray.store.rows import Rows
 from persona_ray.store.scores import LATEST_SCORES_KEY
 from persona_ray.store.snapshot import Snapshot, keep_view, read_view
@@ -244,6 +244,10 @@ class StoreReader:
     def reduced(self, name: str) -> Reduced:
         """The result `name`. Raises InputError if there is none."""
         return read_reduced(self._backend, name)
+
+    def reduced_or_none(self, name: str) -> Reduced | None:
+        """The result `name`, or None if there is none."""
+        return self.reduced(name) if has_reduced(self._backend, name) else None
 
     def info(self) -> dict[str, Any]:
         """What the store holds right now, as plain JSON values: see `store.info`."""

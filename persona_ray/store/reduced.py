@@ -57,10 +57,15 @@ def write_reduced(url: str, reduced: Reduced) -> None:
     backend.create_all({f"reduced/{METADATA_NAME}": group_document({}), f"{folder}/{METADATA_NAME}": group})
 
 
+def has_reduced(backend: Backend, name: str) -> bool:
+    """Whether the result `name` is there, and so complete."""
+    return backend.get_or_none(f"{_folder(name)}/{METADATA_NAME}") is not None
+
+
 def read_reduced(backend: Backend, name: str) -> Reduced:
     """The result `name`. Raises InputError if there is none."""
     folder = _folder(name)
-    if backend.get_or_none(f"{folder}/{METADATA_NAME}") is None:
+    if not has_reduced(backend, name):
         raise InputError(f"{backend.url}: there is no result {name}; `persona-ray run JOB` makes one")
     group = zarr.open_group(backend.zarr_store(), path=folder, mode="r", use_consolidated=False)
     arrays = {field: _values(group, key) for key, (field, _, _) in _ARRAYS.items() if key in group or field not in _OPTIONAL}
@@ -76,11 +81,14 @@ def read_reduced(backend: Backend, name: str) -> Reduced:
 
 
 def publish_reduced(url: str, name: str) -> None:
-    """Make result `name` the one in force. Raises StateError if it has not been written."""
+    """Make result `name` the one in force, unless it is. Raises StateError if it has not been written."""
     backend = open_backend(url)
-    if backend.get_or_none(f"{_folder(name)}/{METADATA_NAME}") is None:
+    if not has_reduced(backend, name):
         raise StateError(f"{backend.url}: there is no result {name} to publish")
-    backend.replace(LATEST_REDUCED_KEY, json.dumps({"name": name}).encode())
+    latest = json.dumps({"name": name}).encode()
+    if backend.get_or_none(LATEST_REDUCED_KEY) == latest:
+        return
+    backend.replace(LATEST_REDUCED_KEY, latest)
     settle(backend)
 
 

@@ -105,7 +105,8 @@ def test_no_default_rows_is_an_error_in_words() -> None:
 
 def test_too_few_role_vectors_is_an_error_with_a_way_out() -> None:
     with pytest.raises(
-        NothingUsableError, match=r"0 of 4 archetypes .*min_count = 31 rows of score >= 3, and the best archetype has 30.*lower"
+        NothingUsableError,
+        match=r"0 of 4 archetypes .*min_count = 31 rows of score >= 3, and the best archetype has 30 \(left out: 31 of score 1\)\. .*lower",
     ):
         space_of(planted_moments()[0], config=ReduceConfig(min_count=31))
 
