@@ -40,14 +40,31 @@ def merge_all(parts: Iterable[M]) -> M:
     return merged
 
 
+def fold_all(parts: Iterable[M]) -> M:
+    """All parts merged one after the other into the first: for statistics that lose less when they grow than when small ones meet.
+
+    Raises NothingUsableError if there is no part.
+    """
+    merged: M | None = None
+    for part in parts:
+        merged = part if merged is None else merged.merge(part)
+    if merged is None:
+        raise NothingUsableError("there is nothing to reduce: not one unit is committed")
+    return merged
+
+
 def in_process(
-    source: RowSource, units: Sequence[int], measure: Callable[[ScoredRows], M], progress: ProgressCallback = lambda _: None
+    source: RowSource,
+    units: Sequence[int],
+    measure: Callable[[ScoredRows], M],
+    progress: ProgressCallback = lambda _: None,
+    gather: Callable[[Iterable[M]], M] = merge_all,
 ) -> M:
-    """`measure` of each of `units`, merged, one after the other in this process. `progress` is told of units.
+    """`measure` of each of `units`, one after the other in this process, and merged by `gather`. `progress` is told of units.
 
     Raises NothingUsableError without units, and what `measure` and `source` raise.
     """
-    return merge_all(_each_unit(source, units, measure, progress))
+    return gather(_each_unit(source, units, measure, progress))
 
 
 def _each_unit(source: RowSource, units: Sequence[int], measure: Callable[[ScoredRows], M], progress: ProgressCallback) -> Iterator[M]:

@@ -5,14 +5,14 @@ The only file of this package that knows Ray. Rows are read where the tasks run;
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import ray
 from ray.exceptions import NodeDiedError, ObjectLostError, OutOfMemoryError, RayTaskError, WorkerCrashedError
 
 from persona_ray.errors import NothingUsableError, PersonaRayError, RetryableError
-from persona_ray.reduce.merging import M, in_process
+from persona_ray.reduce.merging import M, in_process, merge_all
 from persona_ray.spec import ProgressCallback, RowSource, ScoredRows
 
 if TYPE_CHECKING:
@@ -28,11 +28,13 @@ def on_cluster(
     measure: Callable[[ScoredRows], M],
     num_tasks: int,
     progress: ProgressCallback = lambda _: None,
+    gather: Callable[[Iterable[M]], M] = merge_all,
 ) -> M:
     """`measure` of `units`, merged, by at most `num_tasks` Ray tasks of one CPU each; bit-equal to `in_process`.
 
-    Equal bits need slices of a power of two units, so that every slice is a node of the serial merge tree; and one
-    ScoredRows for each unit. `source` and `measure` travel to the workers and must pickle. `progress` is told of units, slice by slice.
+    `gather` puts the units of one task together, a tree those of tasks. Equal bits need `merge_all`, slices of a power of two
+    units, so that every slice is a node of the serial merge tree, and one ScoredRows for each unit. `source`, `measure` and `gather`
+    travel to the workers and must pickle. `progress` is told of units, slice by slice.
     Raises NothingUsableError without units, RetryableError if workers keep dying, and what `source` and `measure` raise.
     """
     if not units:
@@ -41,7 +43,7 @@ def on_cluster(
     slices = [list(units[start : start + size]) for start in range(0, len(units), size)]
     reduce_slice: Any = ray.remote(in_process).options(**_OPTIONS)
     source_ref, measure_ref = ray.put(source), ray.put(measure)
-    parts = {reduce_slice.remote(source_ref, part, measure_ref): len(part) for part in slices}
+    parts = {reduce_slice.remote(source_ref, part, measure_ref, gather=gather): len(part) for part in slices}
     try:
         _report(parts, progress)
         merged: M = ray.get(_merged(list(parts)))
