@@ -1,7 +1,9 @@
-"""Moments of a store's rows, taken once: kept in the store on the way, so that whoever goes on reads only what is new.
+"""What is known of a store's rows, taken once: kept in the store on the way, so that whoever goes on reads only what is new.
 
 One function serves a reduce that was killed, a store that has grown, another judge, and a run that reduces while it extracts.
-Layer block by layer block, so that memory does not depend on the number of layers.
+Layer block by layer block, so that memory does not depend on the number of layers; leg by leg of consecutive units, so that what
+comes out does not depend on when they were committed. Moments grow from leg to leg. The state of components loses a little
+whenever it is cut, so that of each leg is taken and kept for itself, and all are put together in the end.
 """
 
 from __future__ import annotations
@@ -11,17 +13,21 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import groupby
 from types import TracebackType
 from typing import Self
 
 from persona_ray.config import ReduceConfig
 from persona_ray.following import Follower
 from persona_ray.reduce.blocks import layer_blocks
-from persona_ray.reduce.moments import Moments
+from persona_ray.reduce.incremental import IncrementalPCA
+from persona_ray.reduce.merging import fold_all, merge_all
+from persona_ray.reduce.one_pass import Measured
+from persona_ray.reduce.persona_space import Block
 from persona_ray.reduce.tally import Moved, Tally
 from persona_ray.reduce.tasks import on_cluster
 from persona_ray.spec import ProgressCallback
-from persona_ray.store.checkpoint import checkpoint_arrays, checkpoints, keep_checkpoint
+from persona_ray.store.checkpoint import Checkpoint, checkpoint_arrays, checkpoints, keep_checkpoint
 from persona_ray.store.reader import StoredRows, StoreReader
 from persona_ray.store.snapshot import Snapshot
 
@@ -34,10 +40,13 @@ AUTO_ROWS_PER_ARCHETYPE = 200
 LOOK_EVERY_S = 10.0
 """During a run. Every look lists the ledger."""
 
+Leg = tuple[int, ...]
+"""Units that are read together: those of one stretch of unit numbers that are there, rising."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Accumulation:
-    """Whose moments, and how often they are kept."""
+    """What is wanted of whose rows, and how often it is kept."""
 
     store: StoreReader
     judge_name: str | None
@@ -45,78 +54,151 @@ class Accumulation:
     layers: tuple[int, ...]
     checkpoint_rows: int | None
     """Rows between checkpoints; None: nothing is kept."""
+    rank: int | None
+    """Components of single rollouts; None: none."""
+    num_gpus: float = 0
+    """That every task is given."""
 
     @classmethod
-    def of(cls, store: StoreReader, config: ReduceConfig, judge_name: str | None, layers: tuple[int, ...]) -> Self:
+    def of(cls, store: StoreReader, config: ReduceConfig, judge_name: str | None, layers: tuple[int, ...], num_gpus: float = 0) -> Self:
         """As the job says."""
         rows = AUTO_ROWS_PER_ARCHETYPE * len(store.archetypes) if config.checkpoint_rows == "auto" else config.checkpoint_rows
-        return cls(store=store, judge_name=judge_name, layers=layers, checkpoint_rows=rows)
+        rank = config.rank if config.rollout_pca == "incremental" else None
+        return cls(store=store, judge_name=judge_name, layers=layers, checkpoint_rows=rows, rank=rank, num_gpus=num_gpus)
 
     @property
     def layer_blocks(self) -> tuple[tuple[int, ...], ...]:
         """What is held in memory at once, one after the other."""
         return layer_blocks(self.layers, self.store.hidden_size)
 
-    def blocks(self, units: Sequence[int], at: Snapshot, advance: ProgressCallback) -> Iterator[tuple[tuple[int, ...], Moments]]:
-        """Layers and their moments over all rows of `units`, which exist in the state `at`. `advance` is told of units, block by block."""
+    def blocks(self, units: Sequence[int], at: Snapshot, advance: ProgressCallback) -> Iterator[Block]:
+        """What is known of all rows of `units`, which exist in the state `at`. `advance` is told of units, block by block."""
         for layers in self.layer_blocks:
-            yield layers, self._block(layers).taken_in(units, at, advance).tally.moments
+            yield _Growing(self, layers, at).taken_in(units, advance).block()
 
     def keep_up(self, units: Sequence[int], at: Snapshot) -> None:
-        """Take in of `units` as many as make whole checkpoints, and keep them; nothing if those are fewer than one."""
-        for layers in self.layer_blocks:
-            self._block(layers).taken_in(units, at, lambda _: None, only_whole_legs=True)
+        """Take in of `units` those that make whole legs, and keep what is known of them; nothing if there is no such leg."""
+        whole = [unit for leg in self.legs(units) if self.is_whole(leg) for unit in leg]
+        for layers in self.layer_blocks if whole else ():
+            _Growing(self, layers, at).taken_in(whole, lambda _: None)
 
     @property
     def units_per_leg(self) -> int | None:
         """Units between checkpoints."""
         return None if self.checkpoint_rows is None else -(-self.checkpoint_rows // self.store.plans.unit_rows)
 
-    def _block(self, layers: tuple[int, ...]) -> _Block:
-        return _Block(self, layers)
+    def legs(self, units: Sequence[int]) -> list[Leg]:
+        """By unit numbers alone, so that everybody makes the same ones."""
+        size = self.units_per_leg
+        if size is None:
+            return [tuple(sorted(units))] if units else []
+        return [tuple(leg) for _, leg in groupby(sorted(units), key=lambda unit: unit // size)]
+
+    def is_whole(self, leg: Leg) -> bool:
+        """Whether nothing can come into it any more, so that what is known of it is worth keeping."""
+        return len(leg) == self.units_per_leg
+
+    @property
+    def pca_kind(self) -> str:
+        """Under which states of components are kept: each is of its rank."""
+        return f"rollout-pca-{self.rank}"
 
 
 @dataclass(slots=True)
-class _Block:
-    """The growing tally of one block of layers."""
+class _Growing:
+    """What is known of one block of layers, so far."""
 
     whole: Accumulation
     layers: tuple[int, ...]
+    at: Snapshot
     tally: Tally = field(default_factory=Tally.nothing)
     units: set[int] = field(default_factory=set)
     """Whose rows are in the tally."""
+    kept: dict[Leg, Checkpoint] = field(default_factory=dict)
+    """Where the states of components are that are kept."""
+    states: dict[Leg, IncrementalPCA] = field(default_factory=dict)
+    """Those that are not."""
+    legs: Sequence[Leg] = ()
 
-    def taken_in(self, units: Sequence[int], at: Snapshot, advance: ProgressCallback, *, only_whole_legs: bool = False) -> Self:
-        """Itself, with `units`: those of a checkpoint without reading them, the others leg by leg."""
-        self._resume(units, at)
+    def taken_in(self, units: Sequence[int], advance: ProgressCallback) -> Self:
+        """Itself, with `units`: those of checkpoints without reading them, the others leg by leg."""
+        self._resume(units)
         advance(len(self.units))
-        self._rescore(at)
-        size = self.whole.units_per_leg or max(1, len(units))
-        todo = sorted(set(units) - self.units)
-        for leg in (todo[start : start + size] for start in range(0, len(todo), size)):
-            is_whole = len(leg) == self.whole.units_per_leg
-            if is_whole or not only_whole_legs:
-                self.tally = self.tally.merge(on_cluster(self._source(), leg, Tally.of, REDUCE_TASKS, advance))
-                self.units.update(leg)
-            if is_whole:
-                self._keep(at)
+        self._rescore()
+        self.legs = self.whole.legs(units)
+        for leg in self.legs:
+            self._take(leg, advance)
         return self
+
+    def block(self) -> Block:
+        """What is known."""
+        return Block(self.layers, self.tally.moments, merge_all(map(self._state, self.legs)) if self.whole.rank is not None else None)
+
+    def _take(self, leg: Leg, advance: ProgressCallback) -> None:
+        """What is not known of it yet."""
+        new = tuple(unit for unit in leg if unit not in self.units)
+        lacks_pca = self.whole.rank is not None and leg not in self.kept
+        if lacks_pca and new != leg:  # rare: another rank, or legs of another length
+            self._take_pca(leg, self._read(leg, with_tally=False, rank=self.whole.rank).pca)
+            lacks_pca = False
+        if new:
+            found = self._read(new, with_tally=True, rank=self.whole.rank if lacks_pca else None, advance=advance)
+            # Components first: whoever finds the moments of a leg kept finds those as well.
+            self._take_pca(leg, found.pca)
+            self.tally = self.tally.merge(found.tally)
+            self.units.update(new)
+            if self.whole.is_whole(leg):
+                self._keep_tally()
+
+    def _read(self, units: Leg, *, with_tally: bool, rank: int | None, advance: ProgressCallback = lambda _: None) -> Measured:
+        measure = partial(Measured.of, with_tally=with_tally, rank=rank)
+        return on_cluster(self._source(), units, measure, REDUCE_TASKS, advance, fold_all, num_gpus=self.whole.num_gpus if rank else 0)
 
     def _source(self) -> StoredRows:
         return StoredRows(self.whole.store.url, self.whole.judge_name, self.layers)
 
-    def _resume(self, units: Sequence[int], at: Snapshot) -> None:
-        """From the checkpoint of most rows whose units are all wanted and still the same."""
+    def _state(self, leg: Leg) -> IncrementalPCA:
+        assert self.whole.rank is not None
+        if leg in self.states:
+            return self.states[leg]
+        return IncrementalPCA.from_arrays(checkpoint_arrays(self.whole.store.url, self.kept[leg]), self.whole.rank)
+
+    # ---- what is kept
+
+    def _resume(self, units: Sequence[int]) -> None:
+        """From the checkpoint of most rows whose units are all wanted and still the same, and the states of components of such legs."""
         if self.whole.checkpoint_rows is None:
             return
-        store, wanted = self.whole.store, frozenset(units)
-        for found in checkpoints(store.url, self.layers):
-            if wanted.issuperset(found.units) and store.state_of(found.units, self.layers, at) == found.state:
-                self.tally, self.units = Tally.from_arrays(checkpoint_arrays(store.url, found)), set(found.units)
+        url, wanted = self.whole.store.url, frozenset(units)
+        for found in checkpoints(url, self.layers):
+            if wanted.issuperset(found.units) and self._is_as_it_was(found):
+                self.tally, self.units = Tally.from_arrays(checkpoint_arrays(url, found)), set(found.units)
                 log.info("layers %d to %d: going on from the moments of %d rows", self.layers[0], self.layers[-1], found.num_rows)
-                return
+                break
+        if self.whole.rank is not None:
+            states = checkpoints(url, self.layers, self.whole.pca_kind)
+            self.kept = {found.units: found for found in states if wanted.issuperset(found.units) and self._is_as_it_was(found)}
 
-    def _rescore(self, at: Snapshot) -> None:
+    def _is_as_it_was(self, found: Checkpoint) -> bool:
+        return self.whole.store.state_of(found.units, self.layers, self.at) == found.state
+
+    def _take_pca(self, leg: Leg, state: IncrementalPCA | None) -> None:
+        if state is None:
+            return
+        self.states[leg] = state.short()  # kept or not, so that it is the same
+        if self.whole.is_whole(leg):
+            arrays, digest = self.states[leg].arrays(), self.whole.store.state_of(leg, self.layers, self.at)
+            kind = self.whole.pca_kind
+            keep_checkpoint(self.whole.store.url, arrays, kind=kind, layers=self.layers, units=leg, state=digest, num_rows=state.count)
+
+    def _keep_tally(self) -> None:
+        store, tally = self.whole.store, self.tally.in_order()
+        state = store.state_of(self.units, self.layers, self.at)
+        keep_checkpoint(store.url, tally.arrays(), layers=self.layers, units=self.units, state=state, num_rows=len(tally.rollout_N))
+
+    # ---- another judge
+
+    def _rescore(self) -> None:
         """Rows whose score is another one now change groups; those that leave the others of theirs are read again."""
         if not self.units:
             return
@@ -130,12 +212,7 @@ class _Block:
             moved = on_cluster(self._source(), units, partial(Moved.of, rescoring=rescoring), REDUCE_TASKS)
         self.tally = self.tally.rescored(score_N, rescoring, moved)
         if len(rescoring.rollout_M) >= (self.whole.checkpoint_rows or len(score_N) + 1):
-            self._keep(at)
-
-    def _keep(self, at: Snapshot) -> None:
-        store, tally = self.whole.store, self.tally.in_order()
-        state = store.state_of(self.units, self.layers, at)
-        keep_checkpoint(store.url, tally.arrays(), layers=self.layers, units=self.units, state=state, num_rows=len(tally.rollout_N))
+            self._keep_tally()
 
 
 class KeepingUp(AbstractContextManager["KeepingUp"]):
@@ -145,21 +222,22 @@ class KeepingUp(AbstractContextManager["KeepingUp"]):
         """`judge` gives committed units their scores, if they lack them."""
         self._accumulation = accumulation
         self._judge = judge
-        self._num_seen = 0
+        self._num_legs = 0
         self._follower = Follower("moments", self._look, LOOK_EVERY_S)
 
     def _look(self) -> bool:
         """True if there is nothing to be kept, ever."""
-        least, store = self._accumulation.units_per_leg, self._accumulation.store
-        if least is None:
+        wanted = self._accumulation
+        if wanted.units_per_leg is None:
             return True
-        at = store.snapshot()
-        units = store.units(self._accumulation.layers, at)
-        if len(units) - self._num_seen >= least:
-            store.refresh()  # another run may have added archetypes, and units of theirs
+        at = wanted.store.snapshot()
+        units = wanted.store.units(wanted.layers, at)
+        num_whole = sum(map(wanted.is_whole, wanted.legs(units)))
+        if num_whole > self._num_legs:
+            wanted.store.refresh()  # another run may have added archetypes, and units of theirs
             self._judge(units)
-            self._accumulation.keep_up(units, at)
-            self._num_seen = len(units) // least * least
+            wanted.keep_up(units, at)
+            self._num_legs = num_whole
         return False
 
     def __enter__(self) -> Self:

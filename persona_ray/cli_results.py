@@ -34,7 +34,7 @@ def reduce_command(
 
     Example: persona-ray reduce s3://team/qwen3-32b --set reduce.min_count=50
     """
-    from persona_ray.reducing import is_reduced, measure_certainty, reduce_store, reduction_of_store
+    from persona_ray.reducing import is_reduced, measure_certainty, reduce_store, reduction_of_store, with_gpus
     from persona_ray.report.certainty import sentences
     from persona_ray.report.tables import axis_json, axis_table
     from persona_ray.scheduler.driver import cluster
@@ -44,8 +44,9 @@ def reduce_command(
     reader = open_store(store)
     reduction = reduction_of_store(reader, overrides or [], judge_name=judge, layers=_layers(layers))
     progress = TerminalProgress(Console(stderr=True, quiet=as_json))
-    with nullcontext() if is_reduced(reader, reduction) else cluster(address):
-        reduced = reduce_store(reader, reduction, progress)
+    is_there = is_reduced(reader, reduction)
+    with nullcontext() if is_there else cluster(address):
+        reduced = reduce_store(reader, reduction if is_there else with_gpus(reduction), progress)
         certainty = measure_certainty(reader, reduction, reduced, progress)
     finish_store(reader.url)
     facts = axis_json(reduced) | {"name": reduced.name, "certainty": None if certainty is None else asdict(certainty)}

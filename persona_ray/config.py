@@ -219,6 +219,17 @@ class ReduceConfig(_Section):
         "plain", description="Components of role vectors as they are, of their dims over their standard deviation, or without massive dims."
     )
     rank: int = Field(64, ge=1, description="Principal components kept, at most.")
+    rollout_pca: Literal["incremental", "none"] = Field(
+        "incremental", description="Components of single rollouts, too, of all stored rows: incremental PCA in the same pass; or none."
+    )
+    exact_layers: tuple[int, ...] = Field(
+        (), description="Layers whose components of single rollouts are exact, by their scatter: hidden size squared x 8 bytes of memory."
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto",
+        description="What computes components of rollouts in `persona-ray reduce`. auto: free GPUs, if there are any. "
+        "A run leaves its GPUs to the model.",
+    )
     bootstrap: int = Field(
         200, ge=0, description="Bootstrap replicates (by question) for error bars; 0: none. They read one layer again, twice."
     )
@@ -228,6 +239,12 @@ class ReduceConfig(_Section):
         "auto: 200 for each archetype; null: never.",
     )
     stop: StopConfig | None = Field(None, description="When a run ends before its plan does; null: never.")
+
+    @model_validator(mode="after")
+    def _exact_ones_are_asked_for(self) -> Self:
+        if self.exact_layers and self.rollout_pca == "none":
+            raise ValueError("exact_layers are components of single rollouts; they need rollout_pca: incremental")
+        return self
 
     @model_validator(mode="before")
     @classmethod

@@ -26,7 +26,7 @@ from persona_ray.judge.lexicon import LexiconJudge
 from persona_ray.judging import judge_store, judge_units
 from persona_ray.planning import Setup, expected_tokens, prepare, sampling_of
 from persona_ray.reduce.vectors import Filter
-from persona_ray.reducing import Reduction, measure_certainty, reduce_store
+from persona_ray.reducing import Reduction, measure_certainty, reduce_store, require_exact_layers
 from persona_ray.rollouts.transcript import Transcriber
 from persona_ray.rollouts.wanted import opening
 from persona_ray.scheduler.driver import Driver, cluster
@@ -74,7 +74,7 @@ def run(job: Job, progress: Progress, *, address: str | None = None) -> Outcome:
     """
     clock = Clock()
     setup = prepare(job)
-    require_watched_layers(setup)
+    require_captured_layers(setup)
     url = setup.job.store.url
     plans = check_store(url, identity=setup.identity, plan=setup.plan, layers=setup.captured)
     todo = within_rows({unit: len(plans.rows(unit)) for unit in setup.units_to_do(plans)}, job.limits.rows)
@@ -164,8 +164,9 @@ def rules_for(setup: Setup) -> Rules:
     )
 
 
-def require_watched_layers(setup: Setup) -> None:
-    """Raises InputError if the stopping rule looks at a layer that is not captured."""
+def require_captured_layers(setup: Setup) -> None:
+    """Raises InputError if the stopping rule looks at a layer that is not captured, or components are to be exact at one."""
+    require_exact_layers(setup.job.reduce, setup.layers)
     stop = setup.job.reduce.stop
     absent = [] if stop is None or stop.layers is None else sorted(set(stop.layers) - set(setup.layers))
     if absent:

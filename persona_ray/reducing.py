@@ -7,24 +7,29 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from persona_ray.accumulating import REDUCE_TASKS, Accumulation
 from persona_ray.config import ReduceConfig, reduce_config
 from persona_ray.errors import InputError, NothingUsableError
-from persona_ray.reduce.persona_space import persona_space, space_name
+from persona_ray.reduce.incremental import IncrementalPCA
+from persona_ray.reduce.merging import fold_all
+from persona_ray.reduce.persona_space import Block, persona_space, space_name
 from persona_ray.reduce.replicates import ReplicateAxes, ReplicatePositions
-from persona_ray.reduce.tasks import on_cluster
+from persona_ray.reduce.scatter import ExactAtSome, Scatter
+from persona_ray.reduce.tasks import free_gpus, on_cluster
 from persona_ray.reduce.uncertainty import certainty_of
 from persona_ray.reduce.weightings import MIN_QUESTIONS, Weightings, counted_rows
-from persona_ray.spec import Certainty, Progress, Reduced, RunCounts
+from persona_ray.spec import Certainty, Progress, ProgressCallback, Reduced, RunCounts
 from persona_ray.store.certainty import read_certainty, write_certainty
 from persona_ray.store.reader import StoredRows, StoreReader, open_store
 from persona_ray.store.reduced import publish_reduced, write_reduced
 
 log = logging.getLogger(__name__)
 
+EXACT_TASKS = 4
+"""Each holds three matrices of hidden x hidden: 1.6 GB at 8,192."""
 CONFIDENCE = 0.9
 """Of intervals and cone."""
 
@@ -39,6 +44,8 @@ class Reduction:
     layers: tuple[int, ...]
     seed: int
     """Of the bootstrap."""
+    num_gpus: float = 0
+    """That every task which computes components of rollouts is given."""
 
 
 def reduction_of_store(
@@ -55,12 +62,36 @@ def reduction_of_store(
     name = store.latest_scores() if judge_name is None else judge_name
     if judge_name not in {None, "none"} and not store.scored_units(str(judge_name)):
         raise InputError(f"{store.url}: no judge {judge_name} has scored here; the one in force is {store.latest_scores() or 'none'}")
+    config = reduce_config(store.job.get("reduce", {}), overrides)
+    require_exact_layers(config, wanted)
     return Reduction(
-        config=reduce_config(store.job.get("reduce", {}), overrides),
+        config=config,
         judge_name=None if name == "none" else name,
         layers=wanted,
         seed=int(store.job.get("rollouts", {}).get("seed", 0)),
     )
+
+
+def require_exact_layers(config: ReduceConfig, layers: Sequence[int]) -> None:
+    """Raises InputError if components are to be exact at a layer that is not reduced."""
+    absent = sorted(set(config.exact_layers).difference(layers))
+    if absent:
+        raise InputError(f"reduce.exact_layers: {absent} are not among the layers {list(layers)}")
+
+
+def with_gpus(reduction: Reduction) -> Reduction:
+    """For a cluster on which nothing else has a claim to the GPUs: every task takes one, if there are any.
+
+    Raises InputError if `reduce.device` is cuda, and there is none.
+    """
+    wanted = reduction.config.device
+    if wanted == "cpu":
+        return reduction
+    if free_gpus():
+        return replace(reduction, num_gpus=1)
+    if wanted == "cuda":
+        raise InputError("reduce.device: cuda, and the cluster has no free GPU; leave it at auto, or wait until one is free")
+    return reduction
 
 
 def is_reduced(store: StoreReader, reduction: Reduction) -> bool:
@@ -84,11 +115,13 @@ def reduce_store(store: StoreReader, reduction: Reduction, progress: Progress) -
         return found
     store.refresh()  # another run may have added archetypes, and units of theirs
     units = store.units(layers, at=snapshot)
-    accumulation = Accumulation.of(store, reduction.config, judge_name, layers)
+    accumulation = Accumulation.of(store, reduction.config, judge_name, layers, reduction.num_gpus)
+    exact = [layer for layer in layers if layer in reduction.config.exact_layers]
     try:
-        with progress.phase("reduce", len(accumulation.layer_blocks) * len(units), "units") as advance:
+        with progress.phase("reduce", (len(accumulation.layer_blocks) + len(exact)) * len(units), "units") as advance:
+            blocks = accumulation.blocks(units, snapshot, advance)
             reduced = persona_space(
-                accumulation.blocks(units, snapshot, advance),
+                (_exact_at(exact, block, units, store.url, reduction, advance) for block in blocks) if exact else blocks,
                 archetypes=store.archetypes,
                 default_archetypes=store.default_archetypes,
                 config=reduction.config,
@@ -101,6 +134,20 @@ def reduce_store(store: StoreReader, reduction: Reduction, progress: Progress) -
     write_reduced(url, reduced)
     publish_reduced(url, reduced.name)
     return reduced
+
+
+def _exact_at(
+    layers: Sequence[int], block: Block, units: Sequence[int], url: str, reduction: Reduction, advance: ProgressCallback
+) -> Block:
+    """The block with the components of these layers from their scatter, for each of which the layer is read once more."""
+    assert isinstance(block.pca, IncrementalPCA)
+    measure = partial(Scatter.of_unit, rank=reduction.config.rank)
+    scatters = {
+        place: on_cluster(StoredRows(url, None, (layer,)), units, measure, EXACT_TASKS, advance, fold_all, num_gpus=reduction.num_gpus)
+        for place, layer in enumerate(block.layers)
+        if layer in layers
+    }
+    return block._replace(pca=ExactAtSome(block.pca, scatters))
 
 
 def _refusals(counts: RunCounts) -> str:

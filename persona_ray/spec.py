@@ -384,6 +384,12 @@ class Reduced:
     pca_mean_LD: Float32 | None = None
     pca_scale_LD: Float32 | None = None
     """Coordinates of x are ((x - pca_mean) * pca_scale) @ components; None in results older than both: mean of the roles, and 1."""
+    rollout_pca_components_LKD: Float32 | None = None
+    """Unit vectors over all stored rows, signs as of the others; None: not asked for, as the four below."""
+    rollout_pca_explained_variance_LK: Float32 | None = None
+    rollout_pca_explained_variance_ratio_LK: Float32 | None = None
+    rollout_pca_mean_LD: Float32 | None = None
+    cos_rollout_pc1_axis_L: Float32 | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,16 +12,24 @@ from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from persona_ray.cli import main
+from persona_ray.errors import InputError
+from persona_ray.reduce.axis import projections
 from persona_ray.reduce.merging import in_process
 from persona_ray.reduce.moments import Moments
+from persona_ray.reduce.pca import principal_components
 from persona_ray.reduce.tally import Tally
-from persona_ray.store.checkpoint import FOLDER, checkpoint_arrays, checkpoints
+from persona_ray.reducing import reduce_store, reduction_of_store, with_gpus
+from persona_ray.scheduler.driver import cluster
+from persona_ray.store.checkpoint import checkpoint_arrays, checkpoints
 from persona_ray.store.reader import StoreReader, open_store
+from persona_ray.terminal import TerminalProgress
 from tests.store.conftest import Toy
 
 LEAST = ("--set", "reduce.min_count=2", "--set", "reduce.bootstrap=20")
+QUIET = TerminalProgress(Console(quiet=True))
 PROGRAM = [sys.executable, "-c", "from persona_ray.cli import main; main()"]
 
 
@@ -72,9 +80,36 @@ def test_judged_and_reduced_without_a_model(capsys: pytest.CaptureFixture[str], 
     assert document(capsys, "axis", store.url)["layers"] == first["layers"]
 
 
+def test_components_of_single_rollouts_incremental_and_exact(store: StoreReader) -> None:
+    rows_NLD = np.concatenate([rows.activations_RLD for rows in store.scored_rows(sorted(store.ledger.committed()), None)])
+    with cluster(None):
+        few, exact, none = (
+            reduce_store(store, reduction_of_store(store, ["reduce.min_count=2", f"reduce.{setting}"]), QUIET)
+            for setting in ("rank=2", "exact_layers=[3]", "rollout_pca=none")
+        )
+        with pytest.raises(InputError, match=r"reduce\.device: cuda, and the cluster has no free GPU"):
+            with_gpus(reduction_of_store(store, ["reduce.device=cuda"]))
+        assert with_gpus(reduction_of_store(store)).num_gpus == 0
+    assert none.rollout_pca_components_LKD is none.attributes["rollout_pca"] is None
+    assert few.rollout_pca_components_LKD is not None
+    assert few.rollout_pca_components_LKD.shape == (2, 2, 6)
+    assert exact.attributes["rollout_pca"] == "all 36 stored rows, centred, incremental of rank 64; exact at layers [3]"
+    expected = principal_components(rows_NLD.astype(np.float64), exact.axis_LD.astype(np.float64), 64)
+    for found_values, expected_values in (
+        (exact.rollout_pca_components_LKD, expected.components_LKD),
+        (exact.rollout_pca_explained_variance_LK, expected.explained_variance_LK),
+        (exact.rollout_pca_explained_variance_ratio_LK, expected.explained_variance_ratio_LK),
+        (exact.rollout_pca_mean_LD, expected.mean_LD),
+        (exact.cos_rollout_pc1_axis_L, projections(expected.components_LKD[None, :, 0], exact.axis_LD.astype(np.float64))[0]),
+    ):
+        np.testing.assert_allclose(found_values, expected_values, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
+        (("--set", "reduce.exact_layers=[3,5]"), "reduce.exact_layers: [5] are not among the layers [0, 3]"),
+        (("--set", "reduce.exact_layers=[3]", "--set", "reduce.rollout_pca=none"), "need rollout_pca: incremental"),
         (("--set", "store.url=elsewhere"), "only keys of reduce can be replaced here"),
         (("--set", "reduce.minimum=3"), "reduce.minimum: unknown key"),
         (("--layers", "3,x"), "expected decoder blocks"),
@@ -106,12 +141,11 @@ def test_wrong_input_to_judge_is_one_line(capsys: pytest.CaptureFixture[str], st
 
 def test_killed_and_started_again_it_continues(tmp_path: Path) -> None:
     """A real kill in the middle of the pass; the second one starts from the last checkpoint and gives the same numbers."""
-    url = Toy(rows=480, unit_rows=4).fill(tmp_path / "store")
+    url = Toy(rows=240, unit_rows=4).fill(tmp_path / "store")
     command = [*PROGRAM, "reduce", url, *LEAST, "--set", "reduce.checkpoint_rows=8", "--json"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    folder = tmp_path / "store" / FOLDER
-    deadline = time.monotonic() + 120
-    while not folder.exists() or len(list(folder.glob("*.json"))) < 3:
+    layers, deadline = Toy().layers, time.monotonic() + 120
+    while len(checkpoints(url, layers)) < 3:
         assert process.poll() is None, "it ended before it could be killed"
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -120,14 +154,14 @@ def test_killed_and_started_again_it_continues(tmp_path: Path) -> None:
     store = open_store(url)
     assert store.latest_reduced() is None
     rows_kept = checkpoints(url, store.layers)[0].num_rows
-    assert 24 <= rows_kept < 480
+    assert 24 <= rows_kept < 240
 
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
     assert f"going on from the moments of {rows_kept} rows" in done.stderr
     kept = Tally.from_arrays(checkpoint_arrays(url, checkpoints(url, store.layers)[0])).moments
     plain = in_process(lambda units: store.scored_rows(units, None), sorted(store.ledger.committed()), Moments.of)
-    assert kept.num_rows == plain.num_rows == 480
+    assert kept.num_rows == plain.num_rows == 240
     for group, expected in plain.groups.items():
         np.testing.assert_allclose(kept.groups[group].mean_LD, expected.mean_LD, rtol=1e-10, atol=1e-12)
         np.testing.assert_allclose(kept.groups[group].m2_LD, expected.m2_LD, rtol=1e-10)

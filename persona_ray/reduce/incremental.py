@@ -5,21 +5,24 @@ Adding rows, or another state, stacks factors and a row for the difference of me
 which scikit-learn's IncrementalPCA rests), and cuts the stack back to its leading directions when it has grown too long. The cut
 goes through the small Gram matrix of the stack in float64, not through a decomposition of the stack itself. More directions are
 carried than are asked for, which keeps the error of cutting small; so does adding batches to one growing state (`fold_all`)
-rather than merging states of few rows.
+rather than merging states of few rows. A task that was given a GPU cuts there.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import NamedTuple, Self
 
 import numpy as np
+import numpy.typing as npt
 
 from persona_ray.errors import IntegrityError, NothingUsableError
+from persona_ray.reduce import gpu
 from persona_ray.reduce.pca import PrincipalComponents, signed
 from persona_ray.spec import Float32, Float64
 
-CARRIED = 1.5
+CARRIED = 1.25
 """Directions carried, over the rank asked for."""
 LONGEST = 4
 """Rows of a factor, over the rank asked for, before it is cut back."""
@@ -58,10 +61,13 @@ class IncrementalPCA:
         if num_rows == 0:
             nothing = np.zeros((num_layers, width)), np.zeros(num_layers), np.zeros((num_layers, 0, width))
             return cls(rank, 0, *nothing)
-        rows_LRD = np.swapaxes(rows_RLD, 0, 1).astype(np.float64)
-        mean_LD = rows_LRD.mean(axis=1)
-        rows_LRD -= mean_LD[:, None]
-        total_L = np.einsum("lrd,lrd->l", rows_LRD, rows_LRD)
+        mean_LD, total_L = np.empty((num_layers, width)), np.empty(num_layers)
+        rows_LRD = np.empty((num_layers, num_rows, width))
+        for place, rows_RD in enumerate(rows_LRD):  # layer by layer, while it is in the cache
+            rows_RD[...] = rows_RLD[:, place]
+            mean_LD[place] = np.add.reduce(rows_RD, axis=0) / num_rows
+            np.subtract(rows_RD, mean_LD[place], out=rows_RD)
+            total_L[place] = np.vdot(rows_RD, rows_RD)
         if not np.isfinite(total_L).all():
             raise IntegrityError("rows hold NaN or Inf, or values so large that their squares overflow")
         return cls(rank, num_rows, mean_LD, total_L, rows_LRD)
@@ -81,9 +87,24 @@ class IncrementalPCA:
             count,
             self.mean_LD + delta_LD * (other.count / count),
             self.total_L + other.total_L + shared * (delta_LD**2).sum(axis=-1),
-            # Together, not each alone: small directions of the one that the other has, too, are not lost.
-            _short_enough(np.concatenate([self.factor_LMD, other.factor_LMD, between_L1D], axis=1), Sizes.of(self.rank)),
+            _stacked((self.factor_LMD, other.factor_LMD, between_L1D), Sizes.of(self.rank)),
         )
+
+    def short(self) -> Self:
+        """With no more directions than are carried: small enough to be kept, and no worse than at the next cut."""
+        carried = Sizes.of(self.rank).carried
+        return self if self.factor_LMD.shape[1] <= carried else replace(self, factor_LMD=leading_of_each(self.factor_LMD, carried))
+
+    def arrays(self) -> dict[str, npt.NDArray[np.generic]]:
+        """Everything as arrays, float64 but for the number of rows, for keeping."""
+        return {"count": np.array([self.count]), "mean": self.mean_LD, "total": self.total_L, "factor": self.factor_LMD}
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, npt.NDArray[np.generic]], rank: int) -> Self:
+        """The reverse, bit by bit. Raises KeyError for an array that is missing."""
+        count, *numbers = (arrays[name] for name in ("count", "mean", "total", "factor"))
+        mean_LD, total_L, factor_LMD = (values.astype(np.float64, copy=False) for values in numbers)
+        return cls(rank, int(count[0]), mean_LD, total_L, factor_LMD)
 
     def components(self, toward_LD: Float64) -> PrincipalComponents:
         """At most `rank` components of the rows, signs as in `principal_components`.
@@ -94,7 +115,7 @@ class IncrementalPCA:
         if self.count < 2:
             raise NothingUsableError(f"components of rollouts need two rows or more, and there are {self.count}")
         num_kept = min(self.rank, self.count - 1, self.factor_LMD.shape[1], self.factor_LMD.shape[2])
-        factor_LKD = np.stack([leading(factor_MD, num_kept) for factor_MD in self.factor_LMD])
+        factor_LKD = leading_of_each(self.factor_LMD, num_kept)
         length_LK = np.linalg.norm(factor_LKD, axis=-1)
         unit_LKD = np.divide(factor_LKD, length_LK[..., None], out=np.zeros_like(factor_LKD), where=length_LK[..., None] > 0)
         square_LK = length_LK**2
@@ -108,11 +129,24 @@ class IncrementalPCA:
         )
 
 
-def _short_enough(factor_LMD: Float64, sizes: Sizes) -> Float64:
-    """Cut back to the carried directions, the largest, if there are too many."""
-    if factor_LMD.shape[1] < sizes.longest:
-        return factor_LMD
-    return np.stack([leading(factor_MD, sizes.carried) for factor_MD in factor_LMD])
+def _stacked(factors: Sequence[Float64], sizes: Sizes) -> Float64:
+    """All of them in one, cut back to the carried directions, the largest, if it would be too long.
+
+    Together, not each alone: small directions of the one that the other has, too, are not lost.
+    """
+    if sum(factor_LMD.shape[1] for factor_LMD in factors) < sizes.longest:
+        return np.concatenate(factors, axis=1)
+    if gpu.is_given():
+        return gpu.leading(np.concatenate(factors, axis=1), sizes.carried)
+    # Layer by layer: memory that was just given back is taken again, where that of all layers would have to be fetched anew.
+    return np.stack([leading(np.concatenate(of_layer), sizes.carried) for of_layer in zip(*factors, strict=True)])
+
+
+def leading_of_each(factor_LMD: Float64, number: int) -> Float64:
+    """`leading` of every layer, on the GPU if this process was given one."""
+    if gpu.is_given():
+        return gpu.leading(factor_LMD, number)
+    return np.stack([leading(factor_MD, number) for factor_MD in factor_LMD])
 
 
 def leading(factor_MD: Float64, number: int) -> Float64:

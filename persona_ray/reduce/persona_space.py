@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -14,14 +14,36 @@ from persona_ray.errors import NothingUsableError
 from persona_ray.reduce.axis import assistant_axis, best_layer, projections, separation
 from persona_ray.reduce.massive import facts, massive_dims
 from persona_ray.reduce.moments import Moments
-from persona_ray.reduce.pca import principal_components
+from persona_ray.reduce.pca import PrincipalComponents, principal_components
 from persona_ray.reduce.presets import rounding_of
 from persona_ray.reduce.vectors import SOMEWHAT, Filter, Vectors, select_vectors
 from persona_ray.spec import Float32, Float64, Int32, Reduced, digest_of
 
 
+class RowComponents(Protocol):
+    """Single rollouts, as far as their components go."""
+
+    @property
+    def count(self) -> int:
+        """Rows."""
+        ...
+
+    def components(self, toward_LD: Float64) -> PrincipalComponents:
+        """Those of the rows, signs toward a direction."""
+        ...
+
+
+class Block(NamedTuple):
+    """Some layers, and what is known of the rows there."""
+
+    layers: Sequence[int]
+    moments: Moments
+    pca: RowComponents | None = None
+    """None: components of single rollouts are not wanted."""
+
+
 def persona_space(
-    blocks: Iterable[tuple[Sequence[int], Moments]],
+    blocks: Iterable[Block],
     *,
     archetypes: Sequence[str],
     default_archetypes: Sequence[str],
@@ -31,7 +53,7 @@ def persona_space(
 ) -> Reduced:
     """Role vectors, axis and principal components of `blocks`, computed in float64 and handed over as float32.
 
-    `blocks` are layers (captured decoder blocks) with their moments, all of the same rows; one is held at a time. `archetypes` are
+    `blocks` are of captured decoder blocks, all of the same rows; one is held at a time. `archetypes` are
     names by code, `judge_name` None if no judge has scored the rows (then every row counts). The name is made of ledger, judge and
     settings: equal name, equal content. Attributes are plain JSON; `best_layer` is a decoder block, lists per layer follow the
     layers, an unknown separation is null.
@@ -40,10 +62,10 @@ def persona_space(
     keep = Filter(config.min_score if judge_name is not None else None, config.min_count)
     default_codes = {code for code, name in enumerate(archetypes) if name in default_archetypes}
     parts: list[_Part] = []
-    for layers, moments in blocks:
-        vectors = select_vectors(moments, num_archetypes=len(archetypes), default_codes=default_codes, keep=keep)
-        _require_enough(vectors, moments, archetypes, default_archetypes, keep)
-        parts.append(_Part.of(vectors, tuple(layers), moments.num_rows, config))
+    for block in blocks:
+        vectors = select_vectors(block.moments, num_archetypes=len(archetypes), default_codes=default_codes, keep=keep)
+        _require_enough(vectors, block.moments, archetypes, default_archetypes, keep)
+        parts.append(_Part.of(vectors, block, config))
     layers = tuple(layer for part in parts for layer in part.layers)
     return Reduced(
         name=space_name(ledger_digest, judge_name, layers, config),
@@ -60,6 +82,7 @@ def persona_space(
             "filter": _in_words(keep, judge_name, "somewhat_vector_ALD" in parts[0].arrays),
             "pca": config.pca,
             "num_rows": parts[0].num_rows,
+            "rollout_pca": _rollout_pca_in_words(parts[0], layers, config),
             "default_archetypes": list(default_archetypes),
             **_along_the_axis(parts, archetypes, layers),
         },
@@ -82,7 +105,7 @@ class _Part:
     massive: Mapping[str, list[Any]]
 
     @classmethod
-    def of(cls, vectors: Vectors, layers: tuple[int, ...], num_rows: int, config: ReduceConfig) -> _Part:
+    def of(cls, vectors: Vectors, block: Block, config: ReduceConfig) -> _Part:
         """Everything of the block that is kept; float32 where it goes to the store."""
         rounding, num_archetypes = rounding_of(config.preset), len(vectors.count_A)
         default_LD, role_ALD = rounding(vectors.default_vector), rounding(vectors.role_vectors)
@@ -101,13 +124,15 @@ class _Part:
             "pca_scale_LD": found.scale_LD,
             "cos_pc1_axis_L": projections(found.components_LKD[None, :, 0], axis_LD * found.scale_LD)[0],
         }
+        if block.pca is not None and block.pca.count > 1:
+            arrays |= _of_rollouts(block.pca.components(axis_LD), axis_LD)
         if somewhat_ALD is not None:
             arrays["somewhat_vector_ALD"] = _by_code(somewhat_ALD, list(vectors.somewhat), num_archetypes)
         everyone = {**vectors.defaults, **vectors.roles}
         position_AL = projections(np.stack([moments.mean_LD for moments in everyone.values()]), axis_LD)
         return cls(
-            layers=layers,
-            num_rows=num_rows,
+            layers=tuple(block.layers),
+            num_rows=block.moments.num_rows,
             count_A=vectors.count_A,
             arrays={name: values.astype(np.float32) for name, values in arrays.items()},
             axis_norm_L=np.linalg.norm(axis_LD, axis=-1),
@@ -115,6 +140,24 @@ class _Part:
             position_L_of=dict(zip(everyone, position_AL, strict=True)),
             massive=facts(axis_LD, massive_dims(np.concatenate([role_ALD, default_LD[None]]))),
         )
+
+
+def _of_rollouts(found: PrincipalComponents, axis_LD: Float64) -> dict[str, Float64]:
+    return {
+        "rollout_pca_components_LKD": found.components_LKD,
+        "rollout_pca_explained_variance_LK": found.explained_variance_LK,
+        "rollout_pca_explained_variance_ratio_LK": found.explained_variance_ratio_LK,
+        "rollout_pca_mean_LD": found.mean_LD,
+        "cos_rollout_pc1_axis_L": projections(found.components_LKD[None, :, 0], axis_LD)[0],
+    }
+
+
+def _rollout_pca_in_words(part: _Part, layers: Sequence[int], config: ReduceConfig) -> str | None:
+    if "rollout_pca_mean_LD" not in part.arrays:
+        return None
+    exact = [layer for layer in layers if layer in config.exact_layers]
+    at = f"; exact at layers {exact}" if exact else ""
+    return f"all {part.num_rows} stored rows, centred, incremental of rank {config.rank}{at}"
 
 
 def _joined(parts: Sequence[_Part]) -> dict[str, Float32]:
@@ -150,8 +193,8 @@ def _rows_left_out(moments: Moments, roles: frozenset[int], keep: Filter) -> str
 def space_name(ledger_digest: str, judge_name: str | None, layers: Sequence[int], config: ReduceConfig) -> str:
     """Name of the persona space of these layers of this data under these settings: 16 hex digits."""
     settings = config.model_dump(
-        mode="json", exclude={"stop", "checkpoint_rows"}
-    )  # say when rows end and are kept, not what is made of them
+        mode="json", exclude={"stop", "checkpoint_rows", "device"}
+    )  # say when rows end and are kept, and what computes, not what is made of them
     return digest_of({"ledger": ledger_digest, "scores": judge_name, "layers": list(layers), "settings": settings})[:16]
 
 

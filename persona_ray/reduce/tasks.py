@@ -29,8 +29,9 @@ def on_cluster(
     num_tasks: int,
     progress: ProgressCallback = lambda _: None,
     gather: Callable[[Iterable[M]], M] = merge_all,
+    num_gpus: float = 0,
 ) -> M:
-    """`measure` of `units`, merged, by at most `num_tasks` Ray tasks of one CPU each; bit-equal to `in_process`.
+    """`measure` of `units`, merged, by at most `num_tasks` Ray tasks of one CPU and `num_gpus` each; bit-equal to `in_process`.
 
     `gather` puts the units of one task together, a tree those of tasks. Equal bits need `merge_all`, slices of a power of two
     units, so that every slice is a node of the serial merge tree, and one ScoredRows for each unit. `source`, `measure` and `gather`
@@ -41,7 +42,7 @@ def on_cluster(
         raise NothingUsableError("there is nothing to reduce: not one unit is committed")
     size = slice_size(len(units), num_tasks)
     slices = [list(units[start : start + size]) for start in range(0, len(units), size)]
-    reduce_slice: Any = ray.remote(in_process).options(**_OPTIONS)
+    reduce_slice: Any = ray.remote(in_process).options(**_OPTIONS, num_gpus=num_gpus)
     source_ref, measure_ref = ray.put(source), ray.put(measure)
     parts = {reduce_slice.remote(source_ref, part, measure_ref, gather=gather): len(part) for part in slices}
     try:
@@ -55,6 +56,11 @@ def on_cluster(
         cause = " ".join(str(error).split())
         raise RetryableError(f"a reducing worker was lost again and again ({cause}); is there enough memory for its slice?") from error
     return merged
+
+
+def free_gpus() -> int:
+    """Whole GPUs that nothing on the cluster has reserved."""
+    return int(ray.available_resources().get("GPU", 0))  # type: ignore[no-untyped-call]
 
 
 def slice_size(num_units: int, num_tasks: int) -> int:

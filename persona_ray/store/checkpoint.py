@@ -1,7 +1,8 @@
 """Statistics of rows that need not be read again: `_moments/{name}.json`, and its arrays beside it as safetensors. Write-once.
 
-Nothing but a saving: all of it follows from the rows, and may be deleted whenever nobody reduces. The arrays come first, so a note
-that is there has them. What the arrays mean is the writer's business.
+There are several kinds: one that grows, of which the largest is enough, and others of which every piece counts. Nothing but a
+saving: all of it follows from the rows, and may be deleted whenever nobody reduces. The arrays come first, so a note that is there
+has them. What the arrays mean is the writer's business.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -24,6 +25,8 @@ from persona_ray.store.address import open_backend
 from persona_ray.store.backend import Backend
 
 FOLDER = "_moments"
+GROWING = "moments"
+"""Kind of which each includes the ones before."""
 
 Arrays = Mapping[str, npt.NDArray[np.generic]]
 
@@ -32,6 +35,7 @@ Arrays = Mapping[str, npt.NDArray[np.generic]]
 class Checkpoint:
     """What the arrays are of."""
 
+    kind: str
     layers: tuple[int, ...]
     units: tuple[int, ...]
     """Rising."""
@@ -43,13 +47,12 @@ class Checkpoint:
 
     @property
     def name(self) -> str:
-        """Different for different layers, units or numbers."""
-        return digest_of({"layers": self.layers, "state": self.state, "arrays": self.sha256})[:16]
+        """Different for different kinds, layers, units or numbers."""
+        return digest_of({"kind": self.kind, "layers": self.layers, "state": self.state, "arrays": self.sha256})[:16]
 
     def to_bytes(self) -> bytes:
         """JSON; units as half-open runs."""
-        facts = {"layers": self.layers, "units": _runs(self.units), "state": self.state, "num_rows": self.num_rows, "sha256": self.sha256}
-        return json.dumps(facts).encode()
+        return json.dumps({**asdict(self), "units": _runs(self.units)}).encode()
 
     @classmethod
     def from_bytes(cls, data: bytes, where: str) -> Checkpoint:
@@ -58,25 +61,27 @@ class Checkpoint:
             facts = json.loads(data)
             units = tuple(unit for start, stop in facts["units"] for unit in range(start, stop))
             numbers: dict[str, Any] = {"num_rows": int(facts["num_rows"]), "sha256": str(facts["sha256"])}
-            return cls(layers=tuple(facts["layers"]), units=units, state=str(facts["state"]), **numbers)
+            return cls(kind=str(facts["kind"]), layers=tuple(facts["layers"]), units=units, state=str(facts["state"]), **numbers)
         except (KeyError, TypeError, ValueError) as error:
             raise IntegrityError(f"{where}: damaged note ({error!r}); delete {FOLDER}/, it only saves reading") from error
 
 
-def keep_checkpoint(url: str, arrays: Arrays, *, layers: Sequence[int], units: Iterable[int], state: str, num_rows: int) -> None:
+def keep_checkpoint(
+    url: str, arrays: Arrays, *, kind: str = GROWING, layers: Sequence[int], units: Iterable[int], state: str, num_rows: int
+) -> None:
     """Keep `arrays` of these rows."""
     data = save({name: np.ascontiguousarray(values) for name, values in arrays.items()})
     sha256 = hashlib.sha256(data).hexdigest()
-    note = Checkpoint(layers=tuple(layers), units=tuple(sorted(units)), state=state, num_rows=num_rows, sha256=sha256)
+    note = Checkpoint(kind=kind, layers=tuple(layers), units=tuple(sorted(units)), state=state, num_rows=num_rows, sha256=sha256)
     backend = open_backend(url)
     backend.create_once(_arrays_key(note.name), data)
     backend.create_once(_note_key(note.name), note.to_bytes())
 
 
-def checkpoints(url: str, layers: Sequence[int]) -> list[Checkpoint]:
-    """Those of exactly these layers, the one of most rows first. Raises IntegrityError for a damaged note."""
+def checkpoints(url: str, layers: Sequence[int], kind: str = GROWING) -> list[Checkpoint]:
+    """Those of this kind and exactly these layers, the one of most rows first. Raises IntegrityError for a damaged note."""
     backend = open_backend(url)
-    found = [note for note in _notes(backend).values() if note.layers == tuple(layers)]
+    found = [note for note in _notes(backend).values() if (note.kind, note.layers) == (kind, tuple(layers))]
     return sorted(found, key=lambda note: (-note.num_rows, note.name))
 
 
@@ -93,11 +98,11 @@ def checkpoint_arrays(url: str, checkpoint: Checkpoint) -> dict[str, npt.NDArray
 
 
 def superseded(backend: Backend) -> list[str]:
-    """Keys of what a later checkpoint of the same layers has made needless."""
+    """Keys of what a later checkpoint has made needless: of the growing kind of the same layers, of the others of the same units, too."""
     notes = _notes(backend)
-    best: dict[tuple[int, ...], str] = {}
+    best: dict[tuple[object, ...], str] = {}
     for name, note in sorted(notes.items(), key=lambda pair: (pair[1].num_rows, pair[0])):
-        best[note.layers] = name
+        best[note.kind, note.layers, () if note.kind == GROWING else note.units] = name
     kept = {key for name in best.values() for key in (_note_key(name), _arrays_key(name))}
     return [key for key in backend.list_keys(FOLDER) if key not in kept]
 

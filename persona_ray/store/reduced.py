@@ -37,6 +37,23 @@ _ARRAYS: Mapping[str, tuple[str, tuple[str, ...], str]] = {
     "somewhat_vector": ("somewhat_vector_ALD", ("archetype", "layer", "hidden"), "mean activation of each archetype's rows of score 2"),
     "pca_mean": ("pca_mean_LD", ("layer", "hidden"), "what is subtracted before the components"),
     "pca_scale": ("pca_scale_LD", ("layer", "hidden"), "what centred vectors are multiplied with before the components"),
+    "rollout_pca_components": (
+        "rollout_pca_components_LKD",
+        ("layer", "rollout_component", "hidden"),
+        "unit vectors, of single rollouts; PC1 points to the default Assistant",
+    ),
+    "rollout_pca_explained_variance": (
+        "rollout_pca_explained_variance_LK",
+        ("layer", "rollout_component"),
+        "variance of single rollouts along each component",
+    ),
+    "rollout_pca_explained_variance_ratio": (
+        "rollout_pca_explained_variance_ratio_LK",
+        ("layer", "rollout_component"),
+        "share of the total variance of single rollouts",
+    ),
+    "rollout_pca_mean": ("rollout_pca_mean_LD", ("layer", "hidden"), "mean of all stored rows"),
+    "cos_rollout_pc1_axis": ("cos_rollout_pc1_axis_L", ("layer",), "cosine between PC1 of single rollouts and the axis"),
 }
 """Array name -> field of `Reduced`, dims, meaning. A field that is None has no array."""
 _OPTIONAL = frozenset(field.name for field in fields(Reduced) if field.default is None)
@@ -121,6 +138,10 @@ def _array_objects(reduced: Reduced) -> dict[str, bytes]:
         **array_objects(coordinate("layer", layers, layer_aliases()), layers),
         **array_objects(coordinate("component", components, {"long_name": "principal component, by falling variance"}), components),
     }
+    if sizes["rollout_component"]:
+        of_rollouts = np.arange(sizes["rollout_component"], dtype=np.int64)
+        facts = {"long_name": "principal component of single rollouts, by falling variance"}
+        objects |= array_objects(coordinate("rollout_component", of_rollouts, facts), of_rollouts)
     for name, (field, dims, meaning) in _ARRAYS.items():
         if getattr(reduced, field) is None:
             continue
@@ -134,10 +155,13 @@ def _array_objects(reduced: Reduced) -> dict[str, bytes]:
 
 def _sizes(reduced: Reduced) -> dict[str, int]:
     """Length of each dim; the arrays are checked against it."""
+    of_rollouts = reduced.rollout_pca_components_LKD
     return {
         "archetype": len(reduced.archetypes),
         "layer": len(reduced.layers),
         "component": reduced.pca_components_LKD.shape[1],
+        # A dim of its own: there are as many as were asked for, however few role vectors there are.
+        "rollout_component": 0 if of_rollouts is None else of_rollouts.shape[1],
         "hidden": reduced.axis_LD.shape[-1],
     }
 

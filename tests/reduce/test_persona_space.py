@@ -11,7 +11,7 @@ import pytest
 from persona_ray.config import ReduceConfig
 from persona_ray.errors import NothingUsableError
 from persona_ray.reduce.moments import GroupMoments, Moments
-from persona_ray.reduce.persona_space import persona_space
+from persona_ray.reduce.persona_space import Block, RowComponents, persona_space
 from persona_ray.spec import Reduced, ScoredRows
 
 ARCHETYPES = ("accountant", "helper", "ghost", "witch", "rare")
@@ -38,7 +38,7 @@ def planted_moments(rows_each: int = 40, without: tuple[str, ...] = ()) -> tuple
     return Moments.of(ScoredRows(np.arange(len(archetype_R)), archetype_R.astype(np.int32), score_R, activations_RLD)), direction_D
 
 
-def space_of(moments: Moments, layers: tuple[int, ...] = LAYERS, **changes: Any) -> Reduced:
+def space_of(moments: Moments, layers: tuple[int, ...] = LAYERS, pca: RowComponents | None = None, **changes: Any) -> Reduced:
     settings: dict[str, Any] = {
         "archetypes": ARCHETYPES,
         "default_archetypes": ("helper",),
@@ -46,7 +46,7 @@ def space_of(moments: Moments, layers: tuple[int, ...] = LAYERS, **changes: Any)
         "judge_name": "lexicon-abc",
         "ledger_digest": "d1",
     }
-    return persona_space([(layers, moments)], **(settings | changes))
+    return persona_space([Block(layers, moments, pca)], **(settings | changes))
 
 
 def test_the_planted_axis_is_recovered() -> None:
@@ -127,7 +127,7 @@ def test_one_row_each_still_gives_an_axis() -> None:
 def test_layers_in_blocks_give_the_same_bits_as_all_at_once() -> None:
     moments, _ = planted_moments()
     whole = space_of(moments)
-    blocks = [((0,), only_layers(moments, slice(0, 1))), ((4, 8), only_layers(moments, slice(1, 3)))]
+    blocks = [Block((0,), only_layers(moments, slice(0, 1))), Block((4, 8), only_layers(moments, slice(1, 3)))]
     joined = persona_space(
         iter(blocks),
         archetypes=ARCHETYPES,

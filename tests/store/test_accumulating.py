@@ -18,8 +18,11 @@ from persona_ray.accumulating import Accumulation, KeepingUp
 from persona_ray.config import ReduceConfig
 from persona_ray.errors import IntegrityError
 from persona_ray.reduce import blocks
+from persona_ray.reduce.incremental import IncrementalPCA
 from persona_ray.reduce.merging import in_process
 from persona_ray.reduce.moments import Moments
+from persona_ray.reduce.pca import principal_components
+from persona_ray.reduce.persona_space import Block
 from persona_ray.spec import Judgement
 from persona_ray.store.checkpoint import FOLDER, checkpoints
 from persona_ray.store.reader import StoreReader, open_store
@@ -29,11 +32,13 @@ from persona_ray.store.writer import UnitWriter
 
 UNIT_ROWS, NUM_UNITS, LEG = 4, 9, 2
 """Units of four rows; a checkpoint after two of them."""
+RANK = 2
+"""Below what the rows have, so that every state of components has lost something, and when it is cut matters."""
 
 
 @pytest.fixture(scope="module", autouse=True)
 def local_ray() -> Iterator[None]:
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
 
@@ -49,21 +54,37 @@ def read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     units_read: list[int] = []
     really = accumulating.on_cluster
 
-    def spy(source: Any, units: Sequence[int], *rest: Any) -> Any:
+    def spy(source: Any, units: Sequence[int], *rest: Any, **named: Any) -> Any:
         units_read.extend(units)
-        return really(source, units, *rest)
+        return really(source, units, *rest, **named)
 
     monkeypatch.setattr(accumulating, "on_cluster", spy)
     return units_read
 
 
-def accumulation(store: StoreReader, judge: str | None = None, rows: int | None = LEG * UNIT_ROWS) -> Accumulation:
-    return Accumulation(store=store, judge_name=judge, layers=store.layers, checkpoint_rows=rows)
+def accumulation(store: StoreReader, judge: str | None = None, rows: int | None = LEG * UNIT_ROWS, rank: int | None = None) -> Accumulation:
+    return Accumulation(store=store, judge_name=judge, layers=store.layers, checkpoint_rows=rows, rank=rank)
+
+
+def blocks_of(store: StoreReader, judge: str | None = None, rows: int | None = LEG * UNIT_ROWS, rank: int | None = None) -> list[Block]:
+    at = store.snapshot()
+    return list(accumulation(store, judge, rows, rank).blocks(store.units(store.layers, at), at, lambda _: None))
 
 
 def moments_of(store: StoreReader, judge: str | None = None, rows: int | None = LEG * UNIT_ROWS) -> dict[tuple[int, ...], Moments]:
-    at = store.snapshot()
-    return dict(accumulation(store, judge, rows).blocks(store.units(store.layers, at), at, lambda _: None))
+    return {tuple(block.layers): block.moments for block in blocks_of(store, judge, rows)}
+
+
+def pca_of(store: StoreReader, judge: str | None = None, rows: int | None = LEG * UNIT_ROWS, rank: int = RANK) -> IncrementalPCA:
+    (block,) = blocks_of(store, judge, rows, rank)
+    assert isinstance(block.pca, IncrementalPCA)
+    return block.pca
+
+
+def assert_same_state(found: IncrementalPCA, expected: IncrementalPCA) -> None:
+    assert (found.rank, found.count) == (expected.rank, expected.count)
+    for name in ("mean_LD", "total_L", "factor_LMD"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
 
 
 def assert_as_in_one_pass(found: dict[tuple[int, ...], Moments], store: StoreReader, judge: str | None = None) -> None:
@@ -108,10 +129,10 @@ def test_interrupted_in_the_middle_it_goes_on_from_the_last_checkpoint(
     with monkeypatch.context() as patch:
         spied = accumulating.on_cluster
 
-        def interrupted(source: Any, units: Sequence[int], *rest: Any) -> Any:
+        def interrupted(source: Any, units: Sequence[int], *rest: Any, **named: Any) -> Any:
             if 4 in units:
                 raise KeyboardInterrupt
-            return spied(source, units, *rest)
+            return spied(source, units, *rest, **named)
 
         patch.setattr(accumulating, "on_cluster", interrupted)
         with pytest.raises(KeyboardInterrupt):
@@ -164,13 +185,70 @@ def test_during_a_run_equals_after_it(tmp_path: Path, big_toy: Any, read: list[i
         for unit in (3, 0, 8, 1, 2, 7, 4, 5):
             big_toy.fill(tmp_path / "store", units=range(unit, unit + 1))
             time.sleep(0.1)
-        wait_until(lambda: len(read) >= 8)
+        wait_until(lambda: len(read) >= 6)
     assert judged >= set(read)
-    assert len(set(read)) == len(read)
+    assert sorted(read) == [0, 1, 2, 3, 4, 5]  # what may still be added to is left for later
     big_toy.fill(tmp_path / "store", units=range(6, 7))
     read.clear()
     assert_as_in_one_pass(moments_of(store), store)
-    assert read == [6]
+    assert read == [6, 7, 8]
+
+
+def test_components_have_the_same_bits_whenever_units_came_and_who_read_them(
+    tmp_path: Path, big_toy: Any, read: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After the run, during it in any order, and by one that was killed in between."""
+    after = pca_of(open_store(big_toy.fill(tmp_path / "after")))
+    assert after.count == UNIT_ROWS * NUM_UNITS - 1
+    read.clear()
+    monkeypatch.setattr(accumulating, "LOOK_EVERY_S", 0.02)
+    store = open_store(big_toy.prepare(tmp_path / "store"))
+    with KeepingUp(accumulation(store, rank=RANK), lambda _: None):
+        for unit in (3, 0, 8, 2, 7, 1):
+            big_toy.fill(tmp_path / "store", units=range(unit, unit + 1))
+        wait_until(lambda: len(read) >= 4)
+    assert sorted(read) == [0, 1, 2, 3]
+    big_toy.fill(tmp_path / "store", units=range(4, 7))
+    with monkeypatch.context() as patch:
+        spied = accumulating.on_cluster
+
+        def interrupted(source: Any, units: Sequence[int], *rest: Any, **named: Any) -> Any:
+            if 6 in units:
+                raise KeyboardInterrupt
+            return spied(source, units, *rest, **named)
+
+        patch.setattr(accumulating, "on_cluster", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            pca_of(store)
+    read.clear()
+    assert_same_state(pca_of(store), after)
+    assert read == [6, 7, 8]
+
+
+def test_components_do_not_depend_on_the_judge_and_another_rank_reads_again(tmp_path: Path, big_toy: Any, read: list[int]) -> None:
+    store = open_store(big_toy.fill(tmp_path / "store", units=range(8)))
+    judge_as(store, "first", lambda row: 3)
+    before = pca_of(store, "first")
+    read.clear()
+    judge_as(store, "second", lambda row: 1 if row == 5 else 2)
+    assert_same_state(pca_of(store, "second"), before)
+    assert read == [1]
+    read.clear()
+    assert pca_of(store, "second", rank=RANK + 1).rank == RANK + 1
+    assert read == [1, *range(8)]  # too few rows have moved to keep that
+    read.clear()
+    assert_same_state(pca_of(store, "second"), before)
+    assert read == [1]
+
+
+def test_components_of_a_store_are_those_of_its_rows(tmp_path: Path, big_toy: Any) -> None:
+    store = open_store(big_toy.fill(tmp_path / "store", refused={3: "empty", 9: "NaN"}))
+    rows_NLD = np.concatenate([rows.activations_RLD for rows in store.scored_rows(range(NUM_UNITS), None)])
+    toward_LD = np.ones(rows_NLD.shape[1:])
+    found = pca_of(store, rank=64).components(toward_LD)
+    expected = principal_components(rows_NLD.astype(np.float64), toward_LD, 64)
+    np.testing.assert_allclose(found.explained_variance_LK, expected.explained_variance_LK, rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(found.mean_LD, expected.mean_LD, rtol=1e-10, atol=1e-12)
 
 
 def test_what_fails_during_a_run_is_done_after_it(

@@ -43,6 +43,22 @@ def a_result(name: str = "r-1", seed: int = 0, **attributes: Any) -> Reduced:
     )
 
 
+def with_rollouts() -> Reduced:
+    """And with more components of single rollouts than there are of role vectors."""
+    random = np.random.default_rng(2)
+    components_LKD, variance_LK, ratio_LK, mean_LD, cosine_L = (
+        random.normal(size=shape).astype(np.float32) for shape in ((L, K + 2, D), (L, K + 2), (L, K + 2), (L, D), (L,))
+    )
+    return replace(
+        a_result(),
+        rollout_pca_components_LKD=components_LKD,
+        rollout_pca_explained_variance_LK=variance_LK,
+        rollout_pca_explained_variance_ratio_LK=ratio_LK,
+        rollout_pca_mean_LD=mean_LD,
+        cos_rollout_pc1_axis_L=cosine_L,
+    )
+
+
 def assert_equal_results(ours: Reduced, theirs: Reduced) -> None:
     for field in fields(Reduced):
         one, other = getattr(ours, field.name), getattr(theirs, field.name)
@@ -77,6 +93,17 @@ def test_others_find_it_with_dims_and_coordinates(tmp_path: Path, toy: Any) -> N
     root = zarr.open_group(tmp_path, mode="r", use_consolidated=True)
     assert root["reduced/r-1/role_vector"].shape == (A, L, D)
     assert root["activations"].shape == (12, 2, 6)
+
+
+def test_components_of_single_rollouts_have_a_dim_of_their_own(tmp_path: Path, toy: Any) -> None:
+    store = open_store(toy.fill(tmp_path))
+    write_reduced(store.url, with_rollouts())
+    assert_equal_results(store.reduced("r-1"), with_rollouts())
+    publish_reduced(store.url, "r-1")
+    dataset = xr.open_zarr(tmp_path, group="reduced/r-1", chunks=None)
+    assert dict(dataset.sizes) == {"archetype": A, "layer": L, "component": K, "rollout_component": K + 2, "hidden": D}
+    found = dataset["rollout_pca_components"].sel(rollout_component=K + 1, layer=3)
+    np.testing.assert_array_equal(found, with_rollouts().rollout_pca_components_LKD[1, K + 1])
 
 
 def test_the_result_in_force_can_change(tmp_path: Path, toy: Any) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 
@@ -35,17 +35,6 @@ def _cut(url: str, reduced: Reduced, layers: Sequence[int] | None) -> Reduced:
         have = ", ".join(map(str, reduced.layers))
         raise InputError(f"{url}: the result {reduced.name} has no layer {missing[0]}, only {have}; reduce again, or choose other layers")
     at = [reduced.layers.index(layer) for layer in layers]
-    return replace(
-        reduced,
-        layers=tuple(layers),
-        role_vector_ALD=reduced.role_vector_ALD[:, at],
-        default_vector_LD=reduced.default_vector_LD[at],
-        axis_LD=reduced.axis_LD[at],
-        pca_components_LKD=reduced.pca_components_LKD[at],
-        pca_explained_variance_LK=reduced.pca_explained_variance_LK[at],
-        pca_explained_variance_ratio_LK=reduced.pca_explained_variance_ratio_LK[at],
-        cos_pc1_axis_L=reduced.cos_pc1_axis_L[at],
-        somewhat_vector_ALD=None if reduced.somewhat_vector_ALD is None else reduced.somewhat_vector_ALD[:, at],
-        pca_mean_LD=None if reduced.pca_mean_LD is None else reduced.pca_mean_LD[at],
-        pca_scale_LD=None if reduced.pca_scale_LD is None else reduced.pca_scale_LD[at],
-    )
+    by_layer = {field.name: getattr(reduced, field.name) for field in fields(Reduced) if "L" in field.name.rpartition("_")[2]}
+    cut = {name: values.take(at, 1 if name.endswith("_ALD") else 0) for name, values in by_layer.items() if values is not None}
+    return replace(reduced, layers=tuple(layers), **cut)

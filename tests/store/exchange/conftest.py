@@ -16,7 +16,7 @@ import pytest
 from persona_ray.config import ReduceConfig
 from persona_ray.reduce.merging import in_process
 from persona_ray.reduce.moments import Moments
-from persona_ray.reduce.persona_space import persona_space
+from persona_ray.reduce.persona_space import Block, persona_space
 from persona_ray.spec import Judgement, Reduced
 from persona_ray.store.reader import StoreReader, open_store
 from persona_ray.store.reduced import publish_reduced, write_reduced
@@ -42,7 +42,7 @@ def reduce_all(store: StoreReader, min_count: int = 2) -> Reduced:
     """As the end of a run does it, in this process."""
     judge, units = store.latest_scores(), sorted(store.ledger.committed())
     reduced = persona_space(
-        [(store.layers, in_process(lambda units: store.scored_rows(units, judge), units, Moments.of))],
+        [Block(store.layers, in_process(lambda units: store.scored_rows(units, judge), units, Moments.of))],
         archetypes=store.archetypes,
         default_archetypes=store.default_archetypes,
         config=ReduceConfig(min_score=3, min_count=min_count, somewhat=False),
