@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import Self
 
 from persona_ray.config import ReduceConfig
+from persona_ray.errors import NothingUsableError
 from persona_ray.following import Follower
 from persona_ray.reduce.blocks import layer_blocks
 from persona_ray.reduce.incremental import IncrementalPCA
@@ -72,7 +73,12 @@ class Accumulation:
         return layer_blocks(self.layers, self.store.hidden_size)
 
     def blocks(self, units: Sequence[int], at: Snapshot, advance: ProgressCallback) -> Iterator[Block]:
-        """What is known of all rows of `units`, which exist in the state `at`. `advance` is told of units, block by block."""
+        """What is known of all rows of `units`, which exist in the state `at`. `advance` is told of units, block by block.
+
+        Raises NothingUsableError if there are none.
+        """
+        if not units:
+            raise NothingUsableError("there is nothing to reduce: not one unit is committed")
         for layers in self.layer_blocks:
             yield _Growing(self, layers, at).taken_in(units, advance).block()
 
@@ -91,7 +97,7 @@ class Accumulation:
         """By unit numbers alone, so that everybody makes the same ones."""
         size = self.units_per_leg
         if size is None:
-            return [tuple(sorted(units))] if units else []
+            return [tuple(sorted(units))]
         return [tuple(leg) for _, leg in groupby(sorted(units), key=lambda unit: unit // size)]
 
     def is_whole(self, leg: Leg) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 from types import ModuleType
@@ -12,19 +11,12 @@ from typer.testing import CliRunner
 
 from persona_ray.bench.settings import Settings, options
 from persona_ray.cli import app
-
-SCRIPT = Path(__file__).parents[2] / "jobs" / "benchmark_engine.py"
+from tests.jobs.scripts import script
 
 
 @pytest.fixture(scope="module")
 def job() -> ModuleType:
-    """The script as a module."""
-    spec = importlib.util.spec_from_file_location("benchmark_engine", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return script("benchmark_engine")
 
 
 def test_every_option_arrives(job: ModuleType) -> None:

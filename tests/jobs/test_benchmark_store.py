@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 from types import ModuleType
@@ -10,20 +9,15 @@ from types import ModuleType
 import pytest
 
 from persona_ray.bench_store.settings import Settings
+from tests.jobs.scripts import script
 
-SCRIPT = Path(__file__).parents[2] / "jobs" / "benchmark_store.py"
 SMALL = ["--pairs", "2", "--units", "3", "--threads", "2", "--layers", "2", "--hidden", "64", "--unit-mb", "0.002"]
 
 
 @pytest.fixture(scope="module")
 def job() -> ModuleType:
     """The script as a module."""
-    spec = importlib.util.spec_from_file_location("benchmark_store", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return script("benchmark_store")
 
 
 def test_every_option_arrives(job: ModuleType) -> None:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import random
 import re
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import resources
@@ -21,23 +19,15 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from persona_ray.catalog.load import load_catalog
 from persona_ray.spec import Archetype, Catalog, Float32, Question
+from tests.jobs.scripts import script
 
-SCRIPT = Path(__file__).parents[2] / "jobs" / "train_tiny_model.py"
 SHIPPED = Path(str(resources.files("persona_ray") / "data" / "tiny-persona"))
 QUESTIONS_PER_ARCHETYPE = 10
 
 
 @pytest.fixture(scope="module")
-def job() -> Iterator[ModuleType]:
-    """The script as a module."""
-    spec = importlib.util.spec_from_file_location("train_tiny_model", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["train_tiny_model"] = module
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["train_tiny_model"]
+def job() -> ModuleType:
+    return script("train_tiny_model")
 
 
 @pytest.fixture(scope="module", autouse=True)
