@@ -1,4 +1,4 @@
-"""Results made again from the rows of a store: judged or reduced otherwise, without a model. Parses, calls, prints."""
+"""Results made again from the rows of a store, judged or reduced otherwise, and held against others: no model. Parses, calls, prints."""
 
 from __future__ import annotations
 
@@ -81,6 +81,26 @@ def judge_command(
     lines = [f"{'not scored' if score < 0 else f'score {score}':<10}  {number:>9,} rows" for score, number in rows.items()]
     following = f"judge    {judge.name}\nnext     persona-ray reduce {shlex.quote(store)}"
     show({"judge": judge.name, "rows": rows}, *lines, following, as_json=as_json)
+
+
+@results_app.command("compare")
+def compare_command(
+    stores: Annotated[list[str], typer.Argument(metavar="STORE...", help="Two or more: folder or URL, with @NAME for another result.")],
+    components: Annotated[int, typer.Option(min=1, help="Principal components that span the subspaces compared.")] = 3,
+    as_json: AsJson = False,
+) -> None:
+    """Axes and persona spaces against each other, pair by pair; across models, what archetypes are in each of them.
+
+    Of one model or family: cosines of axes and components, angles between subspaces, by layer. Of any: correlations of the archetypes'
+    places along the axis and of their loadings on the components, at each one's recommended layer and by relative depth.
+
+    Example: persona-ray compare s3://team/gemma-2-27b s3://team/gemma-2-27b-base /data/qwen3-32b@0123456789abcdef
+    """
+    from persona_ray.comparing import compare_results
+    from persona_ray.report.compare import comparison_json, comparison_tables
+
+    pairs = compare_results(stores, components)
+    show(comparison_json(pairs), comparison_tables(pairs), as_json=as_json)
 
 
 def _judge_config(settings: Any, backend: str | None, path: str | None) -> Any:

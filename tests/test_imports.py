@@ -34,14 +34,18 @@ ALLOWED: dict[str, set[str]] = {
     "reducing": BASE | SIBLINGS | {"accumulating"},
     "stopping": BASE | SIBLINGS | {"following"},
     "judging": BASE | SIBLINGS,
+    "comparing": BASE | SIBLINGS,
+    "projecting": BASE | SIBLINGS,
     "pipeline": BASE | SIBLINGS | {"planning", "accumulating", "reducing", "stopping", "judging", "interrupt", "report", "serve"},
     "submit": BASE | {"store"},
     "cli_store": BASE | SIBLINGS | {"report", "terminal"},
-    "cli_results": BASE | SIBLINGS | {"report", "terminal", "planning", "reducing", "judging", "cli_store"},
+    "cli_results": BASE | SIBLINGS | {"report", "terminal", "planning", "reducing", "judging", "comparing", "cli_store"},
+    "cli_project": BASE | SIBLINGS | {"report", "terminal", "planning", "projecting", "pipeline", "cli_store", "cli_results"},
     "cli_cluster": BASE | {"report", "terminal", "submit", "cli_store"},
     "cli": BASE
     | SIBLINGS
-    | {"report", "serve", "verify", "bench", "terminal", "planning", "pipeline", "cli_store", "cli_cluster", "cli_results", "logs"},
+    | {"report", "serve", "verify", "bench", "terminal", "planning", "pipeline", "logs", "comparing"}
+    | {"cli_store", "cli_cluster", "cli_results", "cli_project"},
     "__main__": {"cli"},
 }
 """Part -> the parts that it may import. One way only:
