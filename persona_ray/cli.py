@@ -11,6 +11,7 @@ import os
 import shlex
 import shutil
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -121,13 +122,14 @@ def axis(
 def write_report(
     store: StoreUrl,
     out: Annotated[Path, typer.Option(help="The HTML file to write.")] = Path("report.html"),
+    compare: Annotated[list[str] | None, typer.Option(metavar="OTHER", help="Another STORE, or STORE@NAME; may be repeated.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write the report of a store: one HTML file that needs no network.
+    """Write the report of a store: one HTML file that needs no network. --compare draws its archetypes against those of other stores.
 
     Example: persona-ray report persona-ray-quickstart/store --out axis.html
     """
-    page = _write_page(store, out)
+    page = _write_page(store, out, compare or [])
     show({"report": str(page)}, f"report: {page}", as_json=as_json)
 
 
@@ -242,13 +244,15 @@ def _is_desktop() -> bool:
     return has_display and sys.stdout.isatty()
 
 
-def _write_page(url: str, out: Path) -> Path:
+def _write_page(url: str, out: Path, compared: Sequence[str] = ()) -> Path:
+    from persona_ray.comparing import compare_with
     from persona_ray.report.from_store import report_data
     from persona_ray.report.page import render_page
     from persona_ray.store.reader import open_store
 
     _require_writable(out)
-    page = render_page(report_data(open_store(url)))
+    store = open_store(url)
+    page = render_page(report_data(store, compare_with(store, compared)))
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(page, encoding="utf-8")
     return out

@@ -8,6 +8,8 @@ from itertools import combinations
 
 from persona_ray.errors import InputError
 from persona_ray.reduce.space_pair import Space, SpacePair, compare_spaces
+from persona_ray.spec import Reduced
+from persona_ray.store.reader import StoreReader
 from persona_ray.store.reference import open_result
 
 NUM_COMPONENTS = 3
@@ -27,20 +29,24 @@ def compare_results(references: Sequence[str], num_components: int = NUM_COMPONE
     return tuple(compare_spaces(a, b) for a, b in combinations(spaces, 2))
 
 
-def compare_with(reference: str, others: Sequence[str], num_components: int = NUM_COMPONENTS) -> tuple[SpacePair, ...]:
-    """The result `reference` against each of the others. Raises InputError as `compare_results`."""
-    if not others:
+def compare_with(store: StoreReader, others: Sequence[str], num_components: int = NUM_COMPONENTS) -> tuple[SpacePair, ...]:
+    """The result in force of `store` against each of the others. Raises InputError as `compare_results`."""
+    name = store.latest_reduced()
+    if not others or name is None:
         return ()
-    space = open_space(reference, num_components)
+    space = _space(store.url, store, store.reduced(name), num_components)
     return tuple(compare_spaces(space, open_space(other, num_components)) for other in others)
 
 
 def open_space(reference: str, num_components: int = NUM_COMPONENTS) -> Space:
     """What is compared of a result. Raises InputError if it is not there."""
-    store, reduced = open_result(reference)
+    return _space(reference, *open_result(reference), num_components)
+
+
+def _space(label: str, store: StoreReader, reduced: Reduced, num_components: int) -> Space:
     return Space.of(
         reduced,
-        label=reference,
+        label=label,
         model_id=str(store.identity["model_id"]),
         num_blocks=store.layers[-1] + 1,
         is_depth_known=store.job.get("capture", {}).get("layers") == "all",

@@ -116,7 +116,7 @@ def test_archetypes_and_layers_that_one_lacks_are_named(capsys: pytest.CaptureFi
 def test_the_table_says_what_the_document_says(capsys: pytest.CaptureFixture[str], stores: dict[str, str]) -> None:
     code, out, _ = call(capsys, "compare", stores["one"], stores["relative"], "--components", "2")
     assert code == 0
-    for text in ("0.8660", "30.0°", "toy/base was trained", "5 archetypes", "angles"):
+    for text in ("0.8660", "30.0°", "toy/base was trained", "5 archetypes", "loadings"):
         assert text in " ".join(out.split())
     code, out, _ = call(capsys, "compare", stores["one"], stores["other"])
     assert (code, "°" in out, "hidden sizes are 6 and 9" in " ".join(out.split())) == (0, False, True)
@@ -141,3 +141,12 @@ def test_wrong_input_is_one_line_and_writes_nothing(capsys: pytest.CaptureFixtur
         assert (code, out, len(err.strip().splitlines())) == (2, "", 1)
         assert complaint in err
     assert [_tree(place) for place in places] == before
+
+
+def test_the_report_draws_the_others(capsys: pytest.CaptureFixture[str], stores: dict[str, str], tmp_path: Path) -> None:
+    out, others = tmp_path / "report.html", ("--compare", stores["relative"], "--compare", stores["other"])
+    document(capsys, "report", stores["one"], "--out", out, *others)
+    page = out.read_text(encoding="utf-8")
+    assert all(text in page for text in ('id="compare-0"', 'id="compare-1"', stores["other"], "0.8660"))
+    code, _, err = call(capsys, "report", stores["one"], "--out", tmp_path / "none.html", "--compare", tmp_path / "nowhere")
+    assert (code, len(err.strip().splitlines()), (tmp_path / "none.html").exists()) == (2, 1, False)

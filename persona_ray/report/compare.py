@@ -15,7 +15,7 @@ from persona_ray.reduce.space_pair import LayerPair, Space, SpacePair
 from persona_ray.report.words import count, decimal, names
 
 LAYERS_TITLE = (
-    "By layer: cosines of the axes and of PC1, angles between the subspaces; correlations of places along the axes, of their ranks, "
+    "By layer: cosines of the axes and of PC1, the largest principal angle; correlations of places along the axes, of their ranks, "
     "and of loadings on PC1"
 )
 
@@ -59,7 +59,7 @@ def layer_columns(pair: SpacePair) -> dict[str, list[str]]:
         "layer B": [str(layer.layer_b) for layer in layers],
         "axes": [fine(layer.axis_cosine) for layer in layers if layer.axis_cosine is not None],
         "PC1": [fine(layer.component_cosines[0]) for layer in layers if layer.component_cosines],
-        "angles": [degrees(layer.principal_angles) for layer in layers if layer.principal_angles is not None],
+        "angle": [degrees(layer.principal_angles[-1:]) for layer in layers if layer.principal_angles],
         "places": [fine(layer.position_pearson) for layer in layers if layer.position_pearson is not None],
         "ranks": [fine(layer.position_spearman) for layer in layers if layer.position_spearman is not None],
         "loadings": [fine(layer.loading_pearson[0]) for layer in layers if layer.loading_pearson],

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from persona_ray.errors import IntegrityError
+from persona_ray.reduce.space_pair import SpacePair
 from persona_ray.spec import Certainty, Float64, Reduced, SteeringCheck
 
 MAP_DIMS = 3
@@ -33,6 +34,8 @@ class ReportData:
     steering: SteeringCheck | None
     run: Mapping[str, Any]
     certainty: Certainty | None = None
+    comparisons: tuple[SpacePair, ...] = ()
+    """With other persona spaces; this one is `a` in all of them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from persona_ray.errors import InputError
+from persona_ray.reduce.space_pair import SpacePair
 from persona_ray.report.data import ReportData
 from persona_ray.store.certainty import read_certainty
 from persona_ray.store.marker import Marker
@@ -14,7 +15,7 @@ from persona_ray.store.reader import StoreReader
 from persona_ray.store.steering import read_steering
 
 
-def report_data(store: StoreReader) -> ReportData:
+def report_data(store: StoreReader, comparisons: tuple[SpacePair, ...] = ()) -> ReportData:
     """The result in force with all that belongs to it. Raises InputError if nothing was reduced yet."""
     name = store.latest_reduced()
     if name is None:
@@ -24,6 +25,7 @@ def report_data(store: StoreReader) -> ReportData:
         steering=read_steering(store.url, name),
         run=run_facts(store),
         certainty=read_certainty(store.url, name),
+        comparisons=comparisons,
     )
 
 

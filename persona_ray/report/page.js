@@ -364,6 +364,36 @@
     }
   }
 
+  // ---- other persona spaces ----
+
+  const MAX_NAMED = 40;
+
+  function drawComparison(pair, number) {
+    const { colors } = state;
+    const host = byId(`compare-${number}`);
+    const ends = [Math.min(...pair.x, ...pair.y, 0), Math.max(...pair.x, ...pair.y, 1)];
+    const where = (name, x, y) => `<b>${inert(name)}</b><br>${decimal(x)} here<br>${decimal(y)} there`;
+    const traces = [
+      { type: "scatter", mode: "lines", x: ends, y: ends, hoverinfo: "skip", line: { color: colors.line, width: 1.5, dash: "dot" } },
+      {
+        type: "scatter", mode: pair.names.length > MAX_NAMED ? "markers" : "markers+text", x: pair.x, y: pair.y, hoverinfo: "text",
+        hovertext: pair.names.map((name, index) => where(name, pair.x[index], pair.y[index])), text: pair.names.map(inert),
+        textposition: "top center", textfont: { size: 11, color: colors.soft }, marker: { size: 8, color: colors.accent, line: { width: 1, color: colors.card } },
+      },
+      {
+        type: "scatter", mode: "markers", x: [1], y: [1], hoverinfo: "text", hovertext: [where("default Assistant", 1, 1)],
+        marker: { size: 12, symbol: "diamond", color: colors.assistant, line: { width: 1.5, color: colors.ink } },
+      },
+    ];
+    const side = (title) => ({ title: { text: inert(title), standoff: 8 }, gridcolor: colors.faint, zerolinecolor: colors.line, nticks: 6 });
+    const layout = frame({
+      margin: { l: 58, r: 14, t: 12, b: 46 }, width: host.clientWidth, height: host.clientHeight, hovermode: "closest", dragmode: "pan",
+      xaxis: side(pair.xTitle), yaxis: side(pair.yTitle),
+    });
+    Plotly.react(host, traces, layout, settings("comparison", ["zoomIn2d", "zoomOut2d", "resetScale2d"]));
+    host.setAttribute("aria-label", `Places of ${pair.names.length} archetypes along two axes: ${pair.xTitle} and ${pair.yTitle}.`);
+  }
+
   // ---- the ranking ----
 
   const ENDS = 12;
@@ -507,6 +537,7 @@
     readColors();
     drawBar();
     drawFigures();
+    data.comparisons.forEach((pair, number) => pair.names.length && drawComparison(pair, number));
   }
 
   function start() {

@@ -18,7 +18,8 @@ from typing import Any
 
 from plotly.offline import get_plotlyjs
 
-from persona_ray.report import certainty, sections
+from persona_ray.reduce.space_pair import SpacePair
+from persona_ray.report import certainty, compare_card, sections
 from persona_ray.report.data import LayerView, ReportData, best_place, default_names, layer_views, role_indices
 from persona_ray.report.words import default_label, model_name
 
@@ -36,6 +37,7 @@ def render_page(data: ReportData) -> str:
         header=sections.header(data),
         steering=sections.steering(data.steering),
         certainty=certainty.section(data.certainty),
+        comparison=compare_card.section(data.comparisons),
         run=sections.run(data),
         footer=sections.footer(data),
         best_reason=escape(str(data.reduced.attributes.get("best_layer_reason") or "as recorded in the store")),
@@ -56,6 +58,7 @@ def payload(data: ReportData) -> dict[str, Any]:
         "defaultLabel": default_label(reduced),
         "best": best_place(reduced),
         "layers": [_drawn(view) for view in layer_views(reduced)],
+        "comparisons": [_compared(pair) for pair in data.comparisons],
     }
 
 
@@ -79,6 +82,18 @@ def _drawn(view: LayerView) -> dict[str, Any]:
         "separation": _rounded_one(view.separation),
         "ratio": _rounded(view.explained_ratio_K[:MAX_COMPONENTS]),
         "inPlane": _rounded_one(view.share_in_plane),
+    }
+
+
+def _compared(pair: SpacePair) -> dict[str, Any]:
+    """Places along either axis, each at its own recommended layer."""
+    at_a, at_b = [pair.a.archetypes.index(name) for name in pair.shared], [pair.b.archetypes.index(name) for name in pair.shared]
+    return {
+        "names": list(pair.shared),
+        "x": _rounded(pair.a.position_AL[at_a, pair.a.best_place]),
+        "y": _rounded(pair.b.position_AL[at_b, pair.b.best_place]),
+        "xTitle": f"{compare_card.called(pair.a)}, layer {pair.a.best_layer}",
+        "yTitle": f"{compare_card.called(pair.b)}, layer {pair.b.best_layer}",
     }
 
 

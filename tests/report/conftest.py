@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from persona_ray.reduce.space_pair import Space, SpacePair, compare_spaces
 from persona_ray.report.data import ReportData
 from persona_ray.spec import Reduced, SteeringArm, SteeringCheck, SteeringExample
 
@@ -144,5 +145,25 @@ def without(report: ReportData) -> Callable[[str], ReportData]:
             return replace(report, steering=None)
         attributes = {**report.reduced.attributes, "judge": None, "min_score": None, "filter": "no judge: every row counts"}
         return replace(report, reduced=replace(report.reduced, attributes=attributes))
+
+    return make
+
+
+def _space(reduced: Reduced, label: str) -> Space:
+    return Space.of(reduced, label=label, model_id=f"model of {label}", num_blocks=4, is_depth_known=True, num_components=3)
+
+
+@pytest.fixture(scope="session")
+def as_space() -> Callable[[Reduced, str], Space]:
+    """What is compared of a result."""
+    return _space
+
+
+@pytest.fixture(scope="session")
+def make_pair(make_reduced: MakeReduced) -> Callable[..., SpacePair]:
+    """The space of `report`, called "a", and one of another width with noise of its own."""
+
+    def make(label: str = "b", **settings: Any) -> SpacePair:
+        return compare_spaces(_space(make_reduced(), "a"), _space(make_reduced(**({"hidden": 20, "seed": 1} | settings)), label))
 
     return make

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, Page, ViewportSize, sync_playwright
 
+from persona_ray.reduce.space_pair import SpacePair
 from persona_ray.report.data import ReportData
 from persona_ray.report.page import render_page
 from persona_ray.spec import Reduced
@@ -273,3 +274,20 @@ def test_colours_follow_the_scheme(page: Page) -> None:
     before = page.evaluate("document.getElementById('map').data[1].marker.color")
     page.emulate_media(color_scheme="dark")
     page.wait_for_function("(before) => document.getElementById('map').data[1].marker.color !== before", arg=before)
+
+
+def test_other_spaces_are_drawn_and_fit(
+    browser: Browser, watched: Watched, report: ReportData, make_reduced: MakeReduced, make_pair: Callable[..., SpacePair]
+) -> None:
+    evil = "</script><a href=x>look</a>"
+    pairs = (make_pair(evil, names=["stranger", *(f"role_{number}" for number in range(11))]), make_pair("c", seed=2))
+    page = watched.open(browser, replace(report, comparisons=pairs))
+    drawn = page.evaluate("document.getElementById('compare-0').data[1]")
+    assert len(drawn["x"]) == len(drawn["y"]) == 11
+    assert page.locator("#compare-1 .textpoint").count() == 12
+    assert f"model of {evil}, layer 2" in (page.text_content("#compare-0") or "")
+    assert page.locator("#comparison a").count() == 0
+    for size in (WIDE, NARROW):
+        resize(page, size)
+        page.wait_for_function("((host) => host.layout.width === host.clientWidth)(document.getElementById('compare-0'))")
+        assert page.evaluate("document.documentElement.scrollWidth") <= size["width"]
