@@ -23,6 +23,7 @@ from rich.console import Console
 from persona_ray.bench.command import with_settings
 from persona_ray.bench.settings import Settings
 from persona_ray.cli_cluster import cluster_app
+from persona_ray.cli_project import project_app
 from persona_ray.cli_results import results_app
 from persona_ray.cli_store import AsJson, StoreUrl, store_app
 from persona_ray.config import Job, job_schema, load_job
@@ -43,6 +44,7 @@ app = typer.Typer(
 )
 app.add_typer(store_app, name="store")
 app.add_typer(results_app)
+app.add_typer(project_app)
 app.add_typer(cluster_app)
 
 

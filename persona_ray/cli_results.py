@@ -42,7 +42,7 @@ def reduce_command(
     from persona_ray.store.reader import open_store
 
     reader = open_store(store)
-    reduction = reduction_of_store(reader, overrides or [], judge_name=judge, layers=_layers(layers))
+    reduction = reduction_of_store(reader, overrides or [], judge_name=judge, layers=parse_layers(layers))
     progress = TerminalProgress(Console(stderr=True, quiet=as_json))
     is_there = is_reduced(reader, reduction)
     with nullcontext() if is_there else cluster(address):
@@ -112,8 +112,8 @@ def _judge_config(settings: Any, backend: str | None, path: str | None) -> Any:
     return parse_job({"model": {"id": "any"}, "store": {"url": "any"}, "judge": section}, where="--backend").judge
 
 
-def _layers(given: str | None) -> tuple[int, ...] | None:
-    """Raises InputError for anything but whole numbers."""
+def parse_layers(given: str | None) -> tuple[int, ...] | None:
+    """`10,20`, rising. Raises InputError for anything but whole numbers."""
     if given is None:
         return None
     try:

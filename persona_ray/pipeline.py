@@ -20,7 +20,7 @@ from functools import partial
 from persona_ray.accumulating import Accumulation, KeepingUp
 from persona_ray.catalog.select import Selection
 from persona_ray.config import Job
-from persona_ray.errors import InputError
+from persona_ray.errors import InputError, NothingUsableError
 from persona_ray.interrupt import Interruptions
 from persona_ray.judge.lexicon import LexiconJudge
 from persona_ray.judging import judge_store, judge_units
@@ -81,9 +81,7 @@ def run(job: Job, progress: Progress, *, address: str | None = None) -> Outcome:
     replicas = Replicas(setup.replica, setup.work, count=job.shards.replicas, name=job.name)
     with clock("start"), cluster(address), Interruptions() as interruptions, replicas:
         if todo:
-            with progress.phase("load the model", len(setup.replica.stages), "stages") as advance:
-                replicas.check()
-                advance(len(setup.replica.stages))
+            load_model(setup, replicas, progress)
         job_facts = setup.job.as_dict()
         plans = prepare_store(url, identity=setup.identity, plan=setup.plan, job=job_facts, layers=setup.captured)
         store = open_store(url)
@@ -103,6 +101,29 @@ def run(job: Job, progress: Progress, *, address: str | None = None) -> Outcome:
     return Outcome(url, counts_of(setup, plans, store), extracted.num_units, reduced, certainty, steering, clock.seconds, extracted.stopped)
 
 
+def extract_only(setup: Setup, progress: Progress, *, address: str | None = None) -> RunCounts:
+    """The first half of the story, for rows that nobody judges or reduces: all of them committed, or refused. Resumes as `run` does.
+
+    Raises InputError before anything was begun, NothingUsableError if not one row could be stored.
+    """
+    url, identity, layers = setup.job.store.url, setup.identity, setup.captured
+    plans = check_store(url, identity=identity, plan=setup.plan, layers=layers)
+    if setup.units_to_do(plans):
+        replicas = Replicas(setup.replica, setup.work, count=setup.job.shards.replicas, name=setup.job.name)
+        with cluster(address), Interruptions() as interruptions, replicas:
+            load_model(setup, replicas, progress)
+            plans = prepare_store(url, identity=identity, plan=setup.plan, job=setup.job.as_dict(), layers=layers)
+            try:
+                extract(setup, plans, replicas, progress, interruptions)
+            finally:
+                finish_store(url)
+    counts = counts_of(setup, plans, open_store(url))
+    if not counts.stored:
+        reasons = "; ".join(f"{number} x {reason}" for reason, number in counts.reasons.items())
+        raise NothingUsableError(f"not one of {counts.asked} rows can be used: {reasons or 'none was begun'}")
+    return counts
+
+
 # ---- the steps, in the order of the story -----------------------------------------------------------------------------
 
 
@@ -114,6 +135,13 @@ class Extracted:
     """Units that were computed here, or by another run meanwhile."""
     stopped: str | None
     """The limit that left some of them undone."""
+
+
+def load_model(setup: Setup, replicas: Replicas, progress: Progress) -> None:
+    """Until one replica is there. Raises what keeps it from coming up."""
+    with progress.phase("load the model", len(setup.replica.stages), "stages") as advance:
+        replicas.check()
+        advance(len(setup.replica.stages))
 
 
 def extract(setup: Setup, plans: Plans, replicas: Replicas, progress: Progress, interruptions: Interruptions) -> Extracted:

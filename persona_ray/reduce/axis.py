@@ -14,7 +14,7 @@ import numpy as np
 
 from persona_ray.reduce.moments import GroupMoments
 from persona_ray.reduce.presets import Rounding, unrounded
-from persona_ray.spec import Float64
+from persona_ray.spec import Float32, Float64
 
 
 def assistant_axis(default_vector_LD: Float64, role_vector_ALD: Float64, rounding: Rounding = unrounded) -> Float64:
@@ -22,7 +22,7 @@ def assistant_axis(default_vector_LD: Float64, role_vector_ALD: Float64, roundin
     return rounding(default_vector_LD - rounding(role_vector_ALD.mean(axis=0)))
 
 
-def projections(vectors_ALD: Float64, axis_LD: Float64) -> Float64:
+def projections(vectors_ALD: Float32 | Float64, axis_LD: Float64) -> Float64:
     """Per layer x . axis / ||axis||, (A, L), in units of the residual stream; 0 at a layer whose axis is 0."""
     dots_AL: Float64 = np.einsum("ald,ld->al", vectors_ALD, axis_LD)
     norm_L: Float64 = np.linalg.norm(axis_LD, axis=-1)

@@ -36,7 +36,7 @@ class GroupMoments:
     """Sum of squared differences from the mean; 0 for a single row."""
 
     @classmethod
-    def of(cls, rows_RLD: Float32) -> GroupMoments:
+    def of(cls, rows_RLD: Float32 | Float64) -> GroupMoments:
         """Two passes over `rows_RLD` (R >= 1), accumulated in float64."""
         values_RLD = rows_RLD.astype(np.float64)
         mean_LD = values_RLD.mean(axis=0)

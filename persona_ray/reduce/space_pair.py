@@ -17,6 +17,8 @@ from persona_ray.spec import Float64, Reduced
 
 MIN_SHARED = 3
 """Archetypes with a role vector in both, without which no correlation says anything."""
+NO_VARIANCE = 1e-12
+"""A share of the variance that is rounding alone."""
 SETTINGS = ("judge", "preset", "min_score", "min_count", "pca")
 """Attributes of a result that decide which rows count and what is made of them."""
 
@@ -50,6 +52,7 @@ class Space:
         best = reduced.attributes.get("best_layer")
         if best not in reduced.layers:
             raise InputError(f"{label}: the result {reduced.name} recommends no layer; reduce the store again")
+        num_components = _with_variance(reduced, num_components)
         codes: list[int] = np.flatnonzero(np.isfinite(reduced.role_vector_ALD).all(axis=(1, 2))).tolist()
         found = [_at_layer(reduced, codes, place, num_components) for place in range(len(reduced.layers))]
         return cls(
@@ -158,6 +161,11 @@ def _at_layer(reduced: Reduced, codes: Sequence[int], place: int, num_components
     return positions(roles_AD, reduced.axis_LD[place].astype(np.float64)), coordinates(roles_AD, mean_D, scale_D, components_KD)
 
 
+def _with_variance(reduced: Reduced, num_wanted: int) -> int:
+    """How many of the first components explain something at every layer: the direction of one that does not means nothing."""
+    return int((reduced.pca_explained_variance_ratio_LK[:, :num_wanted] > NO_VARIANCE).sum(axis=1).min())
+
+
 def _same_width(a: Space, b: Space) -> bool:
     return a.hidden_size == b.hidden_size
 
@@ -174,7 +182,7 @@ def _layer_pair(a: Space, b: Space, shared: Sequence[str], place_a: int, place_b
         ones_KD, others_KD = a.components_LKD[place_a, :num_components], b.components_LKD[place_b, :num_components]
         axis_cosine = float(cosines(a.axis_LD[None, place_a], b.axis_LD[None, place_b])[0])
         component_cosines = _unsigned_after_first(cosines(ones_KD, others_KD).tolist())
-        angles = tuple(principal_angles(ones_KD, others_KD).tolist())
+        angles = tuple(principal_angles(ones_KD, others_KD).tolist()) if num_components else ()
     position_pearson = position_spearman = loading_pearson = loading_spearman = None
     if len(shared) >= MIN_SHARED:
         at_a, at_b = [a.archetypes.index(name) for name in shared], [b.archetypes.index(name) for name in shared]
@@ -219,7 +227,7 @@ def _notes(a: Space, b: Space, shared: Sequence[str], common: Sequence[int]) -> 
         yield f"{space.label}: how many layers the model has is not recorded; its depth is counted to the last captured one"
     if a.num_components != b.num_components:
         fewest = min(a, b, key=lambda space: space.num_components)
-        yield f"only the first {fewest.num_components} components are compared: {fewest.label} has no more"
+        yield f"components compared: {fewest.num_components}, {fewest.label} has no more that explain anything"
     for name in SETTINGS:
         if a.settings[name] != b.settings[name]:
             yield f"{name} differs: {a.settings[name]} in {a.label}, {b.settings[name]} in {b.label}"

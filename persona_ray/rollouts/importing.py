@@ -56,15 +56,15 @@ class ImportedConversation(BaseModel):
         return tuple(Message(turn.role, turn.content) for turn in self.turns)
 
 
-def read_conversations(folder: str | Path) -> dict[str, tuple[ImportedConversation, ...]]:
-    """Archetype -> its conversations, in file order. Raises InputError naming file and line."""
-    root = Path(folder).expanduser()
-    files = sorted(root.glob("*.jsonl"))
+def read_conversations(place: str | Path) -> dict[str, tuple[ImportedConversation, ...]]:
+    """Archetype -> its conversations, in file order; of a folder, or of one file. Raises InputError naming file and line."""
+    root = Path(place).expanduser()
+    files = [root] if root.suffix == ".jsonl" and root.is_file() else sorted(root.glob("*.jsonl"))
     if not files:
-        raise InputError(f"rollouts.path: {folder} holds no {{archetype}}.jsonl file")
+        raise InputError(f"rollouts.path: {place} holds no {{archetype}}.jsonl file")
     found = {file.stem: _read(file) for file in files}
     if not any(message.role == "assistant" for lines in found.values() for line in lines for message in line.messages):
-        raise InputError(f"rollouts.path: no assistant turn in any file of {folder}")
+        raise InputError(f"rollouts.path: no assistant turn in any file of {place}")
     return found
 
 

@@ -59,15 +59,30 @@ def save(file: Path, value: Any) -> None:
     torch.save(_as_tensors(value), file)
 
 
+def load(file: Path) -> Any:
+    """What `file` holds: tensors, and plain values around them; mapped rather than read. Raises InputError if it cannot be read."""
+    import torch  # noqa: PLC0415
+
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+    except UNREADABLE as error:
+        reason = str(error).strip().partition("\n")[0][:200]
+        raise InputError(f"{file}: cannot be read as tensors ({reason or type(error).__name__})") from error
+
+
+def as_float32(value: Any) -> Float32 | None:
+    """A tensor of floating-point numbers, exact for what is narrower than float32; None for anything else."""
+    import torch  # noqa: PLC0415
+
+    is_tensor = isinstance(value, torch.Tensor) and value.is_floating_point()
+    return np.asarray(value.float().numpy()) if is_tensor else None
+
+
 def load_tensors(file: Path) -> TensorFile:
     """The named tensors of `file`. Raises InputError if it holds anything else, or cannot be read."""
     import torch  # noqa: PLC0415
 
-    try:
-        found = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
-    except UNREADABLE as error:
-        reason = str(error).strip().partition("\n")[0][:200]
-        raise InputError(f"{file}: cannot be read as tensors ({reason or type(error).__name__})") from error
+    found = load(file)
     is_named = isinstance(found, dict) and all(isinstance(key, str) for key in found)
     if not is_named or not all(isinstance(value, torch.Tensor) and value.is_floating_point() for value in found.values()):
         raise InputError(f"{file}: is not a file of activations, which maps pos_p0_q0 to a tensor of layers x hidden for each answer")

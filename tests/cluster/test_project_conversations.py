@@ -1,0 +1,145 @@
+"""Conversations read by a real model on a local Ray, and every turn of the Assistant on an axis."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors.numpy import save_file
+from transformers import AutoModelForCausalLM
+
+from persona_ray.shards.source import model_location
+from persona_ray.store.reader import open_store
+from tests.test_cli_results import call, document
+
+MODEL = "builtin:tiny-persona"
+LAYER = 2
+
+
+def conversation(question: int, *turns: str, system: str = "") -> dict[str, Any]:
+    """A line of the published layout; `turns` of user and assistant, by turns."""
+    messages = [{"role": "user" if place % 2 == 0 else "assistant", "content": text} for place, text in enumerate(turns)]
+    opening = [{"role": "system", "content": system}] if system else []
+    facts = {"system_prompt": system, "prompt_index": 0, "question_index": question, "question": turns[0]}
+    return {**facts, "conversation": [*opening, *messages], "label": "pos"}
+
+
+@pytest.fixture(scope="module")
+def chats(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three turns of the Assistant, of which the second is empty; and two behind a system message."""
+    file = tmp_path_factory.mktemp("chats") / "therapy.jsonl"
+    lines = (
+        conversation(0, "How are you?", "I am here to help.", "And now?", "", "Then?", "The sea calls me."),
+        conversation(1, "What is time?", "A river of stars.", "Is it?", "It is a plain number.", system="You are a bard."),
+    )
+    file.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    return file
+
+
+@pytest.fixture(scope="module")
+def axis(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    config = json.loads((Path(model_location(MODEL)) / "config.json").read_text())
+    shape = (config["num_hidden_layers"], config["hidden_size"])
+    file = tmp_path_factory.mktemp("axis") / "axis.safetensors"
+    vectors = np.random.default_rng(0).normal(size=(2, *shape)).astype(np.float32)
+    facts = {"layers": json.dumps(list(range(shape[0]))), "model_id": MODEL}
+    save_file({"axis": vectors[0], "default_vector": vectors[1]}, file, metadata=facts)
+    return file
+
+
+@pytest.fixture(scope="module")
+def by_hand(axis: Path) -> Callable[[Any], float]:
+    """A rollout's projection by plain transformers."""
+    from safetensors.numpy import load_file
+
+    model = AutoModelForCausalLM.from_pretrained(model_location(MODEL), dtype=torch.float32)
+    unit_D = load_file(axis)["axis"][LAYER].astype(np.float64)
+    unit_D /= np.linalg.norm(unit_D)
+
+    def project(rollout: Any) -> float:
+        with torch.no_grad():
+            states = model(torch.tensor(rollout.token_ids[None].astype(np.int64)), output_hidden_states=True).hidden_states
+        answer_TD = states[LAYER + 1][0, rollout.response_start : rollout.response_end].double().numpy()
+        return float(answer_TD.mean(axis=0) @ unit_D)
+
+    return project
+
+
+def test_every_turn_is_a_row_and_a_kept_store_is_read_again(
+    capsys: pytest.CaptureFixture[str], chats: Path, axis: Path, by_hand: Callable[[Any], float], tmp_path: Path
+) -> None:
+    keep, out = tmp_path / "store", tmp_path / "drift.parquet"
+    command: tuple[str | Path, ...] = (
+        "project",
+        "--conversations",
+        chats,
+        "--model",
+        MODEL,
+        "--axis",
+        axis,
+        "--layers",
+        str(LAYER),
+        "--cpu",
+    )
+    command += ("--set", "model.dtype=float32", "--store", keep)
+    found = document(capsys, *command, "--out", out)
+    assert found["turns"]["asked"] == 5
+    assert found["turns"]["stored"] == found["rows"] == 4
+    assert sum(found["turns"]["reasons"].values()) == 1
+    answers = found["layers"][0]["answers"]
+    assert [(answer["answer"], answer["rows"]) for answer in answers] == [(1, 2), (2, 1), (3, 1)], "the refused one keeps its number"
+    assert [line["archetype"] for line in found["layers"][0]["archetypes"]] == ["therapy"]
+
+    store = open_store(str(keep))
+    expected = {
+        (rollout.key.question, rollout.key.turn): by_hand(rollout)
+        for unit in store.rollouts(store.units())
+        for rollout in unit
+        if rollout.refusal is None
+    }
+    assert sorted(expected) == [(0, 1), (0, 5), (1, 2), (1, 4)]
+    lines = {(line["question"], line["turn"]): line["projection"] for line in pq.read_table(out).to_pylist()}
+    assert lines == pytest.approx(expected, rel=1e-4, abs=1e-5)
+    assert (store.layers, store.latest_reduced()) == ((LAYER,), None)
+
+    assert document(capsys, *command) == found | {"out": None}
+    code, printed, err = call(capsys, *command)
+    assert code == 0, err
+    assert "By the Assistant's turn" in printed
+    assert f"store    {keep}" in printed
+    assert "refused  1 turns" in printed
+
+
+def test_wrong_input_is_known_before_anything_is_begun(capsys: pytest.CaptureFixture[str], chats: Path, axis: Path, tmp_path: Path) -> None:
+    narrow, keep = tmp_path / "narrow.safetensors", tmp_path / "store"
+    save_file({"axis": np.ones((4, 6), np.float32)}, narrow)
+    for arguments, complaint in (
+        (("--conversations", chats, "--axis", narrow), "has hidden size 6, and builtin:tiny-persona has"),
+        (("--conversations", chats, "--axis", axis, "--layers", "99"), "there is no layer 99"),
+        (("--conversations", tmp_path, "--axis", axis), "holds no {archetype}.jsonl file"),
+        (("--conversations", chats, "--axis", axis, "--set", "model.size=7"), "model.size: unknown key"),
+    ):
+        code, printed, err = call(capsys, "project", *arguments, "--model", MODEL, "--cpu", "--store", keep)
+        assert (code, printed, complaint in err) == (2, "", True), err
+    assert not keep.exists()
+
+
+def test_without_a_store_nothing_is_left_and_unusable_turns_are_exit_1(
+    capsys: pytest.CaptureFixture[str], axis: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passing = tmp_path / "tmp"
+    passing.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(passing))
+    folder = tmp_path / "chats"
+    folder.mkdir()
+    (folder / "empty.jsonl").write_text(json.dumps(conversation(0, "How are you?", "")) + "\n")
+    code, printed, err = call(capsys, "project", "--conversations", folder, "--model", MODEL, "--axis", axis, "--cpu")
+    assert (code, printed) == (1, "")
+    assert "not one of 1 rows can be used: 1 x" in err
+    assert list(passing.glob("persona-ray-*")) == []
