@@ -32,14 +32,15 @@ def conversation(question: int, *turns: str, system: str = "") -> dict[str, Any]
 
 @pytest.fixture(scope="module")
 def chats(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three turns of the Assistant, of which the second is empty; and two behind a system message."""
-    file = tmp_path_factory.mktemp("chats") / "therapy.jsonl"
+    """Three turns of the Assistant, of which the second is empty; two behind a system message; and a conversation without an answer."""
+    folder = tmp_path_factory.mktemp("chats")
     lines = (
         conversation(0, "How are you?", "I am here to help.", "And now?", "", "Then?", "The sea calls me."),
         conversation(1, "What is time?", "A river of stars.", "Is it?", "It is a plain number.", system="You are a bard."),
     )
-    file.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
-    return file
+    (folder / "therapy.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    (folder / "mute.jsonl").write_text(json.dumps(conversation(0, "How are you?", "")))
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -75,23 +76,12 @@ def test_every_turn_is_a_row_and_a_kept_store_is_read_again(
     capsys: pytest.CaptureFixture[str], chats: Path, axis: Path, by_hand: Callable[[Any], float], tmp_path: Path
 ) -> None:
     keep, out = tmp_path / "store", tmp_path / "drift.parquet"
-    command: tuple[str | Path, ...] = (
-        "project",
-        "--conversations",
-        chats,
-        "--model",
-        MODEL,
-        "--axis",
-        axis,
-        "--layers",
-        str(LAYER),
-        "--cpu",
-    )
-    command += ("--set", "model.dtype=float32", "--store", keep)
+    reads = ("--model", MODEL, "--cpu", "--set", "model.dtype=float32", "--store", keep, "--axis", axis, "--layers", str(LAYER))
+    command = ("project", "--conversations", chats, *reads)
     found = document(capsys, *command, "--out", out)
-    assert found["turns"]["asked"] == 5
+    assert found["turns"]["asked"] == 6
     assert found["turns"]["stored"] == found["rows"] == 4
-    assert sum(found["turns"]["reasons"].values()) == 1
+    assert sum(found["turns"]["reasons"].values()) == 2
     answers = found["layers"][0]["answers"]
     assert [(answer["answer"], answer["rows"]) for answer in answers] == [(1, 2), (2, 1), (3, 1)], "the refused one keeps its number"
     assert [line["archetype"] for line in found["layers"][0]["archetypes"]] == ["therapy"]
@@ -113,11 +103,17 @@ def test_every_turn_is_a_row_and_a_kept_store_is_read_again(
     assert code == 0, err
     assert "By the Assistant's turn" in printed
     assert f"store    {keep}" in printed
-    assert "refused  1 turns" in printed
+    assert "refused  2 turns" in printed
+    code, printed, err = call(capsys, "project", "--conversations", chats / "mute.jsonl", *reads)
+    assert (code, printed, "not one of 1 rows can be used: 1 x" in err) == (1, "", True)
 
 
-def test_wrong_input_is_known_before_anything_is_begun(capsys: pytest.CaptureFixture[str], chats: Path, axis: Path, tmp_path: Path) -> None:
-    narrow, keep = tmp_path / "narrow.safetensors", tmp_path / "store"
+def test_wrong_input_is_known_before_anything_is_begun(
+    capsys: pytest.CaptureFixture[str], chats: Path, axis: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passing, narrow, keep = tmp_path / "passing", tmp_path / "narrow.safetensors", tmp_path / "store"
+    passing.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(passing))
     save_file({"axis": np.ones((4, 6), np.float32)}, narrow)
     for arguments, complaint in (
         (("--conversations", chats, "--axis", narrow), "has hidden size 6, and builtin:tiny-persona has"),
@@ -125,21 +121,7 @@ def test_wrong_input_is_known_before_anything_is_begun(capsys: pytest.CaptureFix
         (("--conversations", tmp_path, "--axis", axis), "holds no {archetype}.jsonl file"),
         (("--conversations", chats, "--axis", axis, "--set", "model.size=7"), "model.size: unknown key"),
     ):
-        code, printed, err = call(capsys, "project", *arguments, "--model", MODEL, "--cpu", "--store", keep)
-        assert (code, printed, complaint in err) == (2, "", True), err
-    assert not keep.exists()
-
-
-def test_without_a_store_nothing_is_left_and_unusable_turns_are_exit_1(
-    capsys: pytest.CaptureFixture[str], axis: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    passing = tmp_path / "tmp"
-    passing.mkdir()
-    monkeypatch.setattr("tempfile.tempdir", str(passing))
-    folder = tmp_path / "chats"
-    folder.mkdir()
-    (folder / "empty.jsonl").write_text(json.dumps(conversation(0, "How are you?", "")) + "\n")
-    code, printed, err = call(capsys, "project", "--conversations", folder, "--model", MODEL, "--axis", axis, "--cpu")
-    assert (code, printed) == (1, "")
-    assert "not one of 1 rows can be used: 1 x" in err
-    assert list(passing.glob("persona-ray-*")) == []
+        for where in ((), ("--store", keep)):
+            code, printed, err = call(capsys, "project", *arguments, "--model", MODEL, "--cpu", *where)
+            assert (code, printed, complaint in err) == (2, "", True), err
+    assert (keep.exists(), list(passing.glob("persona-ray-*"))) == (False, [])

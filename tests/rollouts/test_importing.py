@@ -35,6 +35,14 @@ def test_lines_become_conversations_and_repetitions_become_samples(tmp_path: Pat
     assert [message.content for message in found["bard"][0].messages] == ["Why?", "Because."]
 
 
+def test_one_file_is_read_alone(tmp_path: Path) -> None:
+    write(tmp_path, "bard", LINE)
+    write(tmp_path, "sage", LINE)
+    assert list(read_conversations(tmp_path / "sage.jsonl")) == ["sage"]
+    with pytest.raises(InputError, match=r"holds no \{archetype\}\.jsonl file"):
+        read_conversations(tmp_path / "none.jsonl")
+
+
 def test_line_separators_inside_a_text_do_not_cut_it(tmp_path: Path) -> None:
     text = "first\u2028second\x0bthird"
     line = {**LINE, "conversation": [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": text}]}
