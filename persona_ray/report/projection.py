@@ -48,8 +48,8 @@ def projection_tables(found: Projected, top: int) -> RenderableType:
     what = "the axis" if found.target.component is None else f"PC{found.target.component}"
     parts: list[RenderableType] = [Text(f"{count(found.num_rows, 'row')} on {what} of {found.target.source}", style="bold")]
     for place, layer in enumerate(found.layers):
-        because = f": {found.target.reason}" if (layer,) == found.layers and layer == found.target.layer else ""
-        parts += [Text(f"Layer {layer}{because}"), _archetype_table(found, place, top)]
+        title = found.target.reason if (layer,) == found.layers and layer == found.target.layer else f"layer {layer}"
+        parts += [Text(f"{title[:1].upper()}{title[1:]}"), _archetype_table(found, place, top)]
         answers = _answers(found, place)
         if len(answers) > 1:
             parts += [Text("By the Assistant's turn, first to last:"), _table("turn", {str(answer): line for answer, line in answers})]
