@@ -271,14 +271,17 @@ def _require_writable(out: Path) -> None:
 def _summary(outcome: Outcome, page: Path, *, as_json: bool) -> None:
     from persona_ray.report.certainty import sentences
     from persona_ray.report.tables import axis_json, axis_table, run_table, steering_json, steering_table
+    from persona_ray.report.words import names
 
     counts = outcome.counts
     run_facts: dict[str, Any] = {
         "rows": {"asked": counts.asked, "stored": counts.stored, "refused": counts.refused, "reasons": counts.reasons},
         "seconds": dict(outcome.seconds),
     }
+    extra = outcome.extra
     facts = {
         **run_facts,
+        "extra": None if extra is None else {**asdict(extra.counts), "archetypes": dict(extra.reasons)},
         "store_url": outcome.store_url,
         "units_done": outcome.units_done,
         "stopped": outcome.stopped,
@@ -288,6 +291,8 @@ def _summary(outcome: Outcome, page: Path, *, as_json: bool) -> None:
         "report": str(page),
     }
     parts: list[Any] = [axis_table(outcome.reduced, top=5)]
+    if extra is not None:
+        parts.append(f"Extra rows: {extra.counts.stored:,} for {names(tuple(extra.reasons))}.")
     if outcome.certainty is not None:
         parts.append("\n".join(sentences(outcome.certainty)))
     if outcome.steering is not None:

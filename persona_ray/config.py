@@ -197,6 +197,18 @@ class StopConfig(_Section):
     layers: tuple[int, ...] | None = Field(None, min_length=1, description="Captured layers that are looked at; null: the middle one.")
 
 
+class ExtraConfig(_Section):
+    """Further answers of archetypes whose vector is uncertain, or whose filter passes few: a plan of their own, after all others."""
+
+    rows: int = Field(100, ge=1, description="For each such archetype, in all; further samples of the job's prompts and questions.")
+    max_error: float = Field(
+        0.1,
+        gt=0,
+        description="Standard error of a role vector, over its distance from the mean role vector, at the recommended layer; "
+        "of the default vector over the length of the axis.",
+    )
+
+
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "paper": {"min_score": 3, "min_count": 10, "somewhat": True},
     "published-code": {"min_score": 3, "min_count": 50, "somewhat": False},
@@ -239,6 +251,11 @@ class ReduceConfig(_Section):
         "auto: 200 for each archetype; null: never.",
     )
     stop: StopConfig | None = Field(None, description="When a run ends before its plan does; null: never.")
+    extra: ExtraConfig | None = Field(
+        None,
+        description="Further rows where the planned ones leave a vector uncertain; null: none. With limits of hours or rows, the run that "
+        "finds everything else done takes them.",
+    )
 
     @model_validator(mode="after")
     def _exact_ones_are_asked_for(self) -> Self:
@@ -278,6 +295,8 @@ class Job(_Section):
     def _base_models_do_not_answer(self) -> Self:
         if self.model.kind == "base" and self.rollouts.source != "import":
             raise ValueError("model.kind: base needs rollouts.source: import, another model's rollouts: a base model does not answer")
+        if self.reduce.extra is not None and self.rollouts.source == "import":
+            raise ValueError("reduce.extra asks for further answers, and rollouts.source: import has none; leave it null")
         return self
 
     def as_dict(self) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from persona_ray.accumulating import Accumulation, KeepingUp
 from persona_ray.catalog.select import Selection
 from persona_ray.config import Job
 from persona_ray.errors import InputError, NothingUsableError
+from persona_ray.extra import PURPOSE, Extra, extra_rows
 from persona_ray.interrupt import Interruptions
 from persona_ray.judge.lexicon import LexiconJudge
 from persona_ray.judging import judge_store, judge_units
@@ -51,13 +52,24 @@ STOP_WINDOW = 2
 
 
 @dataclass(frozen=True, slots=True)
+class ExtraCounts:
+    """What became of the rows besides those that the job lists."""
+
+    counts: RunCounts
+    reasons: Mapping[str, str]
+    """Archetype -> why it was given more."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
     """What a run ends with."""
 
     store_url: str
     counts: RunCounts
+    extra: ExtraCounts | None
+    """None: not asked for, or nobody needed more."""
     units_done: int
-    """Units that this run computed: 0 if all were there before."""
+    """Units of the job's own rows that this run computed: 0 if all were there before."""
     reduced: Reduced
     certainty: Certainty | None
     steering: SteeringCheck | None
@@ -92,13 +104,27 @@ def run(job: Job, progress: Progress, *, address: str | None = None) -> Outcome:
                 judge_store(setup.judge, store, progress)
             with clock("reduce"):
                 reduced = reduce_store(store, reduction_of(setup), progress)
+            extra = extra_rows(setup, plans, reduced) if extracted.is_enough else None
+            if extra is not None:
+                with clock("extra rows"):
+                    plans, reduced = go_further(extra, store, replicas, progress, interruptions)
             with clock("error bars"):
                 certainty = measure_certainty(store, reduction_of(setup), reduced, progress)
             with clock("steering check"):
                 steering = steer(setup, store, reduced, replicas, progress)
         finally:
             finish_store(url)
-    return Outcome(url, counts_of(setup, plans, store), extracted.num_units, reduced, certainty, steering, clock.seconds, extracted.stopped)
+    return Outcome(
+        store_url=url,
+        counts=counts_of(setup, plans, store),
+        extra=None if extra is None else ExtraCounts(counts_of(extra.setup, plans, store), extra.reasons),
+        units_done=extracted.num_units,
+        reduced=reduced,
+        certainty=certainty,
+        steering=steering,
+        seconds=clock.seconds,
+        stopped=extracted.stopped,
+    )
 
 
 def extract_only(setup: Setup, progress: Progress, *, address: str | None = None) -> RunCounts:
@@ -135,6 +161,8 @@ class Extracted:
     """Units that were computed here, or by another run meanwhile."""
     stopped: str | None
     """The limit that left some of them undone."""
+    is_enough: bool
+    """All of them are there, or the axis holds still; and no limit has a say in what is done besides."""
 
 
 def load_model(setup: Setup, replicas: Replicas, progress: Progress) -> None:
@@ -150,8 +178,9 @@ def extract(setup: Setup, plans: Plans, replicas: Replicas, progress: Progress, 
     missing = setup.units_to_do(plans)
     todo = within_rows({unit: len(plans.rows(unit)) for unit in missing}, limits.rows)
     stopped = None if len(todo) == len(missing) else f"limits.rows: {limits.rows} in one run"
+    is_free = limits.hours is limits.rows is None
     if not todo:
-        return Extracted(0, stopped)
+        return Extracted(0, stopped, is_enough=stopped is None)
     units = {index: setup.unit(plans, index) for index in todo}
     state = SchedulerState(
         {index: len(unit.rows) for index, unit in units.items()},
@@ -176,9 +205,26 @@ def extract(setup: Setup, plans: Plans, replicas: Replicas, progress: Progress, 
             stop_reason=lambda: interruptions.reason or axis.reason or over_time(time.monotonic() - began, limits.hours),
         )
         driver.run(lambda receipt: advance(receipt.num_stored + receipt.num_refused))
+        holds_still = axis.reason is not None
     if driver.num_double:
         log.warning("%d units were computed here and by another run at the same time (%d in all)", driver.num_double, len(todo))
-    return Extracted(len(state.stored), state.stop_reason or stopped)
+    stopped = state.stop_reason or stopped
+    return Extracted(len(state.stored), stopped, is_enough=is_free and (stopped is None or holds_still))
+
+
+def go_further(
+    extra: Extra, store: StoreReader, replicas: Replicas, progress: Progress, interruptions: Interruptions
+) -> tuple[Plans, Reduced]:
+    """Extra rows as a plan of their own, and the result with them."""
+    setup = extra.setup
+    for name, reason in extra.reasons.items():
+        log.info("%s gets %d rows more: %s", name, len(setup.rows) // len(extra.reasons), reason)
+    facts = setup.job.as_dict()
+    plans = prepare_store(setup.job.store.url, identity=setup.identity, plan=setup.plan, job=facts, layers=setup.captured, purpose=PURPOSE)
+    extract(setup, plans, replicas, progress, interruptions)
+    store.refresh()
+    judge_store(setup.judge, store, progress)
+    return plans, reduce_store(store, reduction_of(setup), progress)
 
 
 def rules_for(setup: Setup) -> Rules:

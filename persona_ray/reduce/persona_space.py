@@ -16,7 +16,7 @@ from persona_ray.reduce.massive import facts, massive_dims
 from persona_ray.reduce.moments import Moments
 from persona_ray.reduce.pca import PrincipalComponents, principal_components
 from persona_ray.reduce.presets import rounding_of
-from persona_ray.reduce.vectors import SOMEWHAT, Filter, Vectors, select_vectors
+from persona_ray.reduce.vectors import SOMEWHAT, Filter, Vectors, select_vectors, standard_error
 from persona_ray.spec import Float32, Float64, Int32, Reduced, digest_of
 
 
@@ -102,6 +102,8 @@ class _Part:
     separation_L: Float64
     position_L_of: Mapping[int, Float64]
     """Archetype code -> projection on the axis."""
+    error_L_of: Mapping[int, Float64]
+    """Archetype code -> standard error of its vector."""
     massive: Mapping[str, list[Any]]
 
     @classmethod
@@ -138,6 +140,7 @@ class _Part:
             axis_norm_L=np.linalg.norm(axis_LD, axis=-1),
             separation_L=separation(axis_LD, everyone.values()),
             position_L_of=dict(zip(everyone, position_AL, strict=True)),
+            error_L_of={code: standard_error(moments) for code, moments in everyone.items()},
             massive=facts(axis_LD, massive_dims(np.concatenate([role_ALD, default_LD[None]]))),
         )
 
@@ -193,7 +196,7 @@ def _rows_left_out(moments: Moments, roles: frozenset[int], keep: Filter) -> str
 def space_name(ledger_digest: str, judge_name: str | None, layers: Sequence[int], config: ReduceConfig) -> str:
     """Name of the persona space of these layers of this data under these settings: 16 hex digits."""
     settings = config.model_dump(
-        mode="json", exclude={"stop", "checkpoint_rows", "device"}
+        mode="json", exclude={"stop", "extra", "checkpoint_rows", "device"}
     )  # say when rows end and are kept, and what computes, not what is made of them
     return digest_of({"ledger": ledger_digest, "scores": judge_name, "layers": list(layers), "settings": settings})[:16]
 
@@ -220,6 +223,7 @@ def _along_the_axis(parts: Sequence[_Part], archetypes: Sequence[str], layers: S
         "separation": _as_json(separation_L),
         "axis_norm": _as_json(np.concatenate([part.axis_norm_L for part in parts])),
         "projections": {archetypes[code]: _as_json(position_L) for code, position_L in positions.items()},
+        "vector_error": {archetypes[code]: _as_json(np.concatenate([part.error_L_of[code] for part in parts])) for code in positions},
         **{key: [value for part in parts for value in part.massive[key]] for key in parts[0].massive},
     }
 

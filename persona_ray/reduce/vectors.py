@@ -89,3 +89,15 @@ def _enough(found: Mapping[int, GroupMoments], default_codes: Collection[int], k
 
 def _means(found: Mapping[int, GroupMoments], like_LD: Float64) -> Float64:
     return np.stack([moments.mean_LD for moments in found.values()]) if found else np.empty((0, *like_LD.shape))
+
+
+def standard_error(moments: GroupMoments) -> Float64:
+    """How far the mean of these rows may be from that of endlessly many: root of sum_d var_d / count, (L,); NaN for a single row.
+
+    In units of the residual stream. Rows count as independent, though answers to one question are alike: it says who needs more
+    rows, not how sure the axis is (that is the bootstrap's).
+    """
+    if moments.count < 2:
+        return np.full(len(moments.mean_LD), np.nan)
+    error_L: Float64 = np.sqrt(moments.m2_LD.sum(axis=-1) / (moments.count * (moments.count - 1)))
+    return error_L

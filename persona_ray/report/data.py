@@ -38,6 +38,27 @@ class ReportData:
     """With other persona spaces; this one is `a` in all of them."""
 
 
+@dataclass(frozen=True, slots=True)
+class DimView:
+    """What single dims of the residual stream have to do with the axis at one layer."""
+
+    massive: Mapping[str, float]
+    """Massive dim -> its size over that of the median dim, the largest first."""
+    share_of_massive: float
+    """Of the axis's squared length, 0..1."""
+    participation: float
+    """How many dims carry the axis: participation ratio, 1 to hidden size."""
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutView:
+    """PC1 of single rollouts at one layer."""
+
+    cos_pc1_axis: float
+    pc1_ratio: float
+    """Share of the variance between rollouts, 0..1."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerView:
     """One layer, ready to be drawn. The first dim of the role arrays follows `role_indices`."""
@@ -54,6 +75,10 @@ class LayerView:
     explained_ratio_K: Float64
     separation: float | None
     """As the reduction recorded it."""
+    rollouts: RolloutView | None = None
+    """None: not computed."""
+    dims: DimView | None = None
+    """None: in results older than it."""
 
     @property
     def pc1_ratio(self) -> float:
@@ -126,7 +151,24 @@ def layer_view(reduced: Reduced, place: int) -> LayerView:
         cos_pc1_axis=float(reduced.cos_pc1_axis_L[place]),
         explained_ratio_K=reduced.pca_explained_variance_ratio_LK[place].astype(np.float64),
         separation=None if separation is None or separation[place] is None else float(separation[place]),
+        rollouts=None if reduced.cos_rollout_pc1_axis_L is None else _of_rollouts(reduced, place),
+        dims=_of_dims(reduced.attributes, place) if "massive_dims" in reduced.attributes else None,
     )
+
+
+def _of_dims(attributes: Mapping[str, Any], place: int) -> DimView:
+    return DimView(
+        massive=attributes["massive_dims"][place],
+        share_of_massive=attributes["axis_share_of_massive_dims"][place],
+        participation=attributes["axis_participation"][place],
+    )
+
+
+def _of_rollouts(reduced: Reduced, place: int) -> RolloutView:
+    assert reduced.cos_rollout_pc1_axis_L is not None
+    assert reduced.rollout_pca_explained_variance_ratio_LK is not None
+    ratio_K = reduced.rollout_pca_explained_variance_ratio_LK[place]
+    return RolloutView(float(reduced.cos_rollout_pc1_axis_L[place]), float(ratio_K[0]))
 
 
 def layer_views(reduced: Reduced) -> tuple[LayerView, ...]:

@@ -31,7 +31,8 @@ def _lines(facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "units", f"{units['committed']:,} of {units['planned']:,} committed, {units['rows']} rows each"
     for number, plan in enumerate(facts["plans"]):
         progress = f"{plan['committed']:,} of {plan['units']:,} units committed"
-        yield f"plan {number}", f"{plan['rows']:,} rows for {plan['job']}, {plan['created']}, {progress}"
+        wanted_for = plan["job"] if plan["purpose"] is None else f"{plan['job']} ({plan['purpose']})"
+        yield f"plan {number}", f"{plan['rows']:,} rows for {wanted_for}, {plan['created']}, {progress}"
     for number, part in enumerate(facts["layer_sets"]):
         yield "layers" if number == 0 else "more layers", f"{_listed(part['layers'])} in {part['committed']:,} units"
     yield "hidden", str(facts["hidden_size"])

@@ -11,7 +11,21 @@ from html import escape
 from typing import Any
 
 from persona_ray.report.data import LayerView, ReportData, best_place, layer_view, role_indices
-from persona_ray.report.words import arm, cautions, count, decimal, duration, filter_words, findings, model_name, multiple, names, percent
+from persona_ray.report.words import (
+    arm,
+    cautions,
+    count,
+    decimal,
+    dim_words,
+    duration,
+    filter_words,
+    findings,
+    model_name,
+    multiple,
+    names,
+    percent,
+    rollout_words,
+)
 from persona_ray.spec import SteeringArm, SteeringCheck, SteeringExample
 
 ARM_ORDER = ("+axis", "+random", "none", "-random", "-axis")
@@ -75,7 +89,13 @@ def run(data: ReportData) -> str:
     facts = data.run
     own_words = {"title", "rows", "seconds", "versions"}
     known = {key: data.reduced.attributes[key] for key in ("judge", "preset") if key in data.reduced.attributes} | dict(facts)
-    settings = {"Reduction": data.reduced.name, "Rows that count": filter_words(data.reduced)}
+    view = layer_view(data.reduced, best_place(data.reduced))
+    settings = {
+        "Reduction": data.reduced.name,
+        "Rows that count": filter_words(data.reduced),
+        **({"Single dims": dim_words(view)} if view.dims is not None else {}),
+        **({"Single rollouts": rollout_words(view)} if view.rollouts is not None else {}),
+    }
     general = {label: known[key] for key, label in RUN_WORDS.items() if key in known} | settings
     further = {key: value for key, value in facts.items() if key not in RUN_WORDS and key not in own_words}
     counts = (

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -15,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from persona_ray.report.data import Ranked, best_place, default_names, layer_view, layer_views, missing_names, ranking
-from persona_ray.report.words import count, decimal, duration, filter_words, multiple, names, percent
+from persona_ray.report.words import count, decimal, dim_words, duration, filter_words, multiple, names, percent
 from persona_ray.spec import Reduced, SteeringCheck
 
 
@@ -38,6 +39,8 @@ def axis_json(reduced: Reduced) -> dict[str, Any]:
                 "pc1_explained_variance_ratio": _finite(view.pc1_ratio),
                 "axis_norm": _finite(view.axis_norm),
                 "separation": _finite(view.separation),
+                "rollouts": None if view.rollouts is None else asdict(view.rollouts),
+                "dims": None if view.dims is None else asdict(view.dims),
             }
             for view in layer_views(reduced)
         ],
@@ -51,17 +54,22 @@ def axis_json(reduced: Reduced) -> dict[str, Any]:
 def axis_table(reduced: Reduced, top: int = 10) -> RenderableType:
     """Per layer the numbers of the axis; then, at the best layer, the `top` archetypes at both of its ends."""
     best = reduced.layers[best_place(reduced)]
-    layers = _table("layer", "cos(PC1, axis)", "PC1 explains", "|axis|", "separation")
-    for view in layer_views(reduced):
+    views = layer_views(reduced)
+    with_rollouts = any(view.rollouts is not None for view in views)
+    of_rollouts = ("rollouts: cos(PC1, axis)", "PC1 explains") if with_rollouts else ()
+    layers = _table("layer", "cos(PC1, axis)", "PC1 explains", "|axis|", "separation", *of_rollouts)
+    for view in views:
         marker = " (best)" if view.layer == best else ""
         style = "bold" if view.layer == best else None
         numbers = (decimal(view.cos_pc1_axis), percent(view.pc1_ratio), decimal(view.axis_norm), decimal(view.separation))
-        layers.add_row(f"{view.layer}{marker}", *numbers, style=style)
+        more = () if view.rollouts is None else (decimal(view.rollouts.cos_pc1_axis), percent(view.rollouts.pc1_ratio))
+        layers.add_row(f"{view.layer}{marker}", *numbers, *more, style=style)
     parts: list[RenderableType] = [
         layers,
         Text(f"Along the axis at layer {best}: 0 = mean role, 1 = default Assistant", style="bold"),
         _ranking_table(_best_ranking(reduced), top),
         Text(f"Rows: {filter_words(reduced)}."),
+        *(Text(dim_words(view)) for view in views if view.layer == best and view.dims is not None),
     ]
     if missing := missing_names(reduced):
         parts.append(Text(f"Without a role vector, too few rows: {names(missing)}."))

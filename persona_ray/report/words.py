@@ -56,6 +56,30 @@ def names(items: tuple[str, ...]) -> str:
     return f"{shown} and {len(items) - MAX_NAMES} more" if len(items) > MAX_NAMES else shown
 
 
+def dim_words(view: LayerView) -> str:
+    """What single dims have to do with the axis of a layer. Empty if it is not known."""
+    if view.dims is None:
+        return ""
+    carried = f"About {view.dims.participation:,.0f} dims carry the axis at layer {view.layer}"
+    if not view.dims.massive:
+        return f"{carried}; none is massive."
+    named = names(tuple(f"{dim} ({times:,.0f} x)" for dim, times in view.dims.massive.items()))
+    return (
+        f"{carried}; massive dims, many times as large as the median dim: {named}. "
+        f"They hold {percent(view.dims.share_of_massive)} of its squared length (reduce.pca: masked leaves them out of components)."
+    )
+
+
+def rollout_words(view: LayerView) -> str:
+    """What the components of single rollouts say at a layer. Empty if there are none."""
+    if view.rollouts is None:
+        return ""
+    return (
+        f"PC1 of all stored rollouts at layer {view.layer} explains {percent(view.rollouts.pc1_ratio)} of their variance; "
+        f"its cosine with the axis is {decimal(view.rollouts.cos_pc1_axis)}"
+    )
+
+
 def has_judge(reduced: Reduced) -> bool:
     """Whether scores decided which rows count."""
     return reduced.attributes.get("judge") not in {None, "", "none"}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from persona_ray.rollouts.importing import ImportedConversation
 from persona_ray.rollouts.order import grid_walk, shuffled
@@ -14,14 +14,27 @@ def rows_to_generate(
     archetypes: Sequence[Archetype], *, num_prompts: int, questions: Mapping[int, str], samples: int, seed: int
 ) -> tuple[Row, ...]:
     """One row for archetype x system prompt x question x sample. `questions`: index in the catalogue -> text."""
+    return tuple(_in_work_order(archetypes, num_prompts, questions, range(samples), seed))
+
+
+def further_rows(
+    archetypes: Sequence[Archetype], *, num_prompts: int, questions: Mapping[int, str], first_sample: int, rows_each: int, seed: int
+) -> tuple[Row, ...]:
+    """The first `rows_each` rows of each archetype that `rows_to_generate` would go on with, from sample `first_sample` on."""
+    rows = _in_work_order(archetypes, num_prompts, questions, itertools.count(first_sample), seed)
+    return tuple(itertools.islice(rows, rows_each * len(archetypes)))
+
+
+def _in_work_order(
+    archetypes: Sequence[Archetype], num_prompts: int, questions: Mapping[int, str], samples: Iterable[int], seed: int
+) -> Iterator[Row]:
     indices = list(questions)
     order = [indices[i] for i in shuffled(len(indices), seed)]
-    rows: list[Row] = []
-    for sample in range(samples):
+    index = itertools.count()
+    for sample in samples:
         for prompt, place in grid_walk(num_prompts, len(order)):
             for archetype in archetypes:
-                rows.append(generated_row(archetype, prompt, order[place], questions[order[place]], sample, index=len(rows)))
-    return tuple(rows)
+                yield generated_row(archetype, prompt, order[place], questions[order[place]], sample, index=next(index))
 
 
 def generated_row(archetype: Archetype, prompt: int, question: int, text: str, sample: int, *, index: int = 0) -> Row:

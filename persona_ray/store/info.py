@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from persona_ray.spec import RunCounts
 from persona_ray.store.marker import Marker
+from persona_ray.store.plan_file import PlanFile
 from persona_ray.store.plans import Plans
 from persona_ray.store.snapshot import Snapshot
 
@@ -69,7 +70,7 @@ def store_info(store: Described) -> dict[str, Any]:
         "hidden_size": plans.hidden_size,
         "archetypes": list(plans.archetypes),
         "default_archetypes": list(plans.default_archetypes),
-        "plans": [_plan(file.created, file.job, len(file.plan.keys), file.plan.units, by_set[0]) for file in plans.files],
+        "plans": [_plan(file, by_set[0]) for file in plans.files],
         "units": {"planned": plans.num_units, "committed": len(by_set[0]), "rows": plans.unit_rows},
         "rows": {"asked": counts.asked, "stored": counts.stored, "refused": counts.refused, "reasons": counts.reasons},
         "scores": _scores(store, by_set[0]),
@@ -116,9 +117,15 @@ def _accelerator_seconds(made: Mapping[str, Any], seconds: float) -> float:
     return seconds * int(made.get("stages", 1)) * int(made.get("tensor_parallel", 1)) / int(made.get("concurrent_units", 1))
 
 
-def _plan(created: str, job: Mapping[str, Any], rows: int, units: range, markers: Mapping[int, Marker]) -> dict[str, Any]:
-    committed = sum(unit in markers for unit in units)
-    return {"created": created, "job": job.get("name"), "rows": rows, "units": len(units), "committed": committed}
+def _plan(file: PlanFile, markers: Mapping[int, Marker]) -> dict[str, Any]:
+    return {
+        "created": file.created,
+        "job": file.job.get("name"),
+        "purpose": file.purpose,
+        "rows": len(file.plan.keys),
+        "units": len(file.plan.units),
+        "committed": sum(unit in markers for unit in file.plan.units),
+    }
 
 
 def _scores(store: Described, markers: Mapping[int, Marker]) -> dict[str, Any]:

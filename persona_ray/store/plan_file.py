@@ -40,10 +40,14 @@ class PlanFile:
     versions: dict[str, str]
     chunk_units: int
     """Units in a chunk of the planned columns; the same in all plans of a store."""
+    purpose: str | None = None
+    """Why these rows are wanted, in words, where it is not that a job lists them; they are no part of any balanced order then."""
     schema_version: int = SCHEMA_VERSION
 
     @classmethod
-    def new(cls, *, identity: Identity, plan: Plan, job: Mapping[str, Any], chunk_units: int | None = None) -> PlanFile:
+    def new(
+        cls, *, identity: Identity, plan: Plan, job: Mapping[str, Any], chunk_units: int | None = None, purpose: str | None = None
+    ) -> PlanFile:
         """A plan that is made now, with this process's libraries. `chunk_units` is the store's; None = it begins with this plan."""
         return cls(
             plan=plan,
@@ -52,6 +56,7 @@ class PlanFile:
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             versions={"persona_ray": persona_ray.__version__, "zarr": version("zarr"), "python": platform.python_version()},
             chunk_units=_chunk_units(plan) if chunk_units is None else chunk_units,
+            purpose=purpose,
         )
 
     def to_bytes(self) -> bytes:
@@ -64,6 +69,7 @@ class PlanFile:
             "versions": self.versions,
             "chunk_units": self.chunk_units,
             "plan": plan_as_dict(self.plan),
+            **({} if self.purpose is None else {"purpose": self.purpose}),
         }
         return json.dumps(document, allow_nan=False).encode()
 
@@ -85,6 +91,7 @@ class PlanFile:
                 created=document["created"],
                 versions=document["versions"],
                 chunk_units=document.get("chunk_units") or _chunk_units(plan, FIRST_CHUNK_ROWS),
+                purpose=document.get("purpose"),
                 schema_version=schema_version,
             )
         except (KeyError, TypeError, IndexError, json.JSONDecodeError, UnicodeDecodeError) as error:

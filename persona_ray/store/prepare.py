@@ -72,12 +72,20 @@ def preview(url: str, *, identity: Identity, plan: Plan, layers: Sequence[int] |
         raise InputError(f"the store cannot be reached: {error}") from error
 
 
-def prepare_store(url: str, *, identity: Identity, plan: Plan, job: Mapping[str, Any], layers: Sequence[int] | None = None) -> Plans:
+def prepare_store(
+    url: str,
+    *,
+    identity: Identity,
+    plan: Plan,
+    job: Mapping[str, Any],
+    layers: Sequence[int] | None = None,
+    purpose: str | None = None,
+) -> Plans:
     """Create the store at `url`, or add a plan with the rows of `plan` that it does not have, and complete what was interrupted.
 
     `layers`: a set of layers that is to be there, besides those of the identity that the store began with; for rows that are
     planned already. Answers all plans. Raises InputError as `check_store` does, before anything is written. `job` (plain JSON
-    values) is only recorded.
+    values) and `purpose` are only recorded, with a plan that is new.
     """
     check_store(url, identity=identity, plan=plan, layers=layers)
     backend = open_backend(url)
@@ -87,7 +95,7 @@ def prepare_store(url: str, *, identity: Identity, plan: Plan, job: Mapping[str,
         if wanted is None:
             return _with_layers(backend, layers, job)
         number, chunk_units = (0, None) if plans is None else (len(plans.files), plans.chunk_units)
-        file = PlanFile.new(identity=identity, plan=wanted, job=job, chunk_units=chunk_units)
+        file = PlanFile.new(identity=identity, plan=wanted, job=job, chunk_units=chunk_units, purpose=purpose)
         # Whoever loses looks again: the winner's plan may have these rows.
         backend.create_once(plan_key(number), file.to_bytes())
 

@@ -33,6 +33,34 @@ def assert_equal(one: Path, other: Path, layers: list[int]) -> None:
         np.testing.assert_allclose(others[key][1], values, rtol=1e-4, atol=1e-5)
 
 
+def test_uncertain_vectors_get_further_rows_in_a_plan_of_their_own_and_only_once(
+    chat_model: Path, small_catalog: Path, tmp_path: Path
+) -> None:
+    url = tmp_path / "store"
+    job = job_for(chat_model, small_catalog, url, reduce={"bootstrap": 0, "extra": {"rows": 3, "max_error": 1e-6}})
+    names = {archetype.name for archetype in load_catalog(str(small_catalog)).archetypes}
+    limited = job.model_copy(update={"limits": job.limits.model_copy(update={"rows": 16})})
+    first = pipeline.run(limited, QUIET)
+    assert (first.counts.stored + first.counts.refused, first.extra) == (16, None)
+    outcome = pipeline.run(job, QUIET)
+    assert outcome.counts.asked == outcome.counts.stored + outcome.counts.refused == 32
+    assert outcome.extra is not None
+    assert outcome.extra.reasons.keys() == names
+    assert outcome.extra.counts.asked == outcome.extra.counts.stored + outcome.extra.counts.refused == 3 * len(names)
+    assert outcome.reduced.attributes["num_rows"] == outcome.counts.stored + outcome.extra.counts.stored
+    store = open_store(str(url))
+    plans = store.info()["plans"]
+    assert [plan["rows"] for plan in plans] == [32, 3 * len(names)]
+    assert [plan["purpose"] is None for plan in plans] == [True, False]
+    assert {key.sample for unit in store.plans.files[1].plan.units for key in store.plans.keys(unit)} == {1}
+    before = files_of(url)
+    again = pipeline.run(job, QUIET)
+    assert (again.units_done, again.extra) == (0, outcome.extra)
+    assert {key: digest for key, digest in files_of(url).items() if not key.startswith("_probe")} == {
+        key: digest for key, digest in before.items() if not key.startswith("_probe")
+    }
+
+
 def test_a_store_grown_by_archetypes_questions_and_layers_equals_one_made_at_once(
     chat_model: Path, small_catalog: Path, tmp_path: Path
 ) -> None:

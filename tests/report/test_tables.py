@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 from rich.console import Console, RenderableType
 
@@ -38,6 +40,32 @@ def test_axis_table_shows_both_ends_and_counts_the_rest(make_reduced: MakeReduce
     for place, name in enumerate(ranked):
         assert (f" {name} " in text) == (place < 2 or place >= 11)
     assert "rows of score >= 3" in text
+
+
+def test_components_of_rollouts_and_massive_dims_are_told_where_they_are_known(make_reduced: MakeReduced) -> None:
+    plain = make_reduced()
+    text = printed(axis_table(plain))
+    assert "rollouts" not in text
+    assert "dims" not in text
+    dims = {
+        "massive_dims": [{}, {}, {"7": 52.4}, {}],
+        "axis_share_of_massive_dims": [0, 0, 0.125, 0],
+        "axis_participation": [3.0, 3.0, 9.6, 3.0],
+    }
+    known = replace(
+        plain,
+        cos_rollout_pc1_axis_L=np.array([0.1, 0.2, 0.345, 0.4], np.float32),
+        rollout_pca_explained_variance_ratio_LK=np.full((4, 2), 0.25, np.float32),
+        attributes={**plain.attributes, **dims},
+    )
+    text = printed(axis_table(known)).replace("\u00a0", " ")
+    assert "rollouts: cos(PC1, axis)" in text
+    assert "About 10 dims carry the axis at layer 2" in text
+    assert "7 (52 x)" in text
+    assert "They hold 12 % of its squared length" in text or "They hold 13 % of its squared length" in text
+    (layer,) = [layer for layer in axis_json(known)["layers"] if layer["layer"] == 2]
+    assert layer["dims"] == {"massive": {"7": 52.4}, "share_of_massive": 0.125, "participation": 9.6}
+    assert layer["rollouts"]["cos_pc1_axis"] == pytest.approx(0.345)
 
 
 def test_axis_table_does_not_repeat_a_line_of_a_short_list(make_reduced: MakeReduced) -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from persona_ray.rollouts.importing import ImportedConversation
 from persona_ray.rollouts.order import grid_walk, shuffled
-from persona_ray.rollouts.wanted import rows_to_generate, rows_to_import
+from persona_ray.rollouts.wanted import further_rows, rows_to_generate, rows_to_import
 from persona_ray.spec import Archetype
 
 sizes = st.integers(1, 12)
@@ -92,3 +92,19 @@ def test_every_assistant_turn_is_a_row_of_its_own_by_its_index_in_the_conversati
     assert [row.key.turn for row in rows] == [2, 4]
     assert [message.content for message in rows[0].conversation] == ["s0", "u1", "a2"]
     assert [message.content for message in rows[1].conversation] == ["s0", "u1", "a2", "u3", "a4"]
+
+
+@given(num_archetypes=st.integers(1, 3), num_prompts=st.integers(1, 4), num_questions=st.integers(1, 5), rows_each=st.integers(1, 40))
+@settings(max_examples=40, deadline=None)
+def test_further_rows_are_those_that_the_job_would_go_on_with(
+    num_archetypes: int, num_prompts: int, num_questions: int, rows_each: int
+) -> None:
+    archetypes = [Archetype(f"a{i}", "", tuple(f"prompt {p}" for p in range(num_prompts)), is_default=False) for i in range(num_archetypes)]
+    questions = {i: f"question {i}" for i in range(num_questions)}
+    rows = further_rows(archetypes, num_prompts=num_prompts, questions=questions, first_sample=2, rows_each=rows_each, seed=3)
+    samples = 2 + -(-rows_each // (num_prompts * num_questions))
+    longer = rows_to_generate(archetypes, num_prompts=num_prompts, questions=questions, samples=samples, seed=3)
+    own = 2 * num_archetypes * num_prompts * num_questions
+    assert [row.key for row in rows] == [row.key for row in longer[own : own + len(rows)]]
+    assert Counter(row.key.archetype for row in rows) == {archetype.name: rows_each for archetype in archetypes}
+    assert [row.index for row in rows] == list(range(len(rows)))
