@@ -88,17 +88,28 @@ def run(
 def plan(
     job: Annotated[Path, typer.Argument(metavar="JOB", help="Job file (YAML); its keys: persona-ray schema.")],
     overrides: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Replace a key of the job.")] = None,
+    assume: Annotated[
+        list[str] | None,
+        typer.Option("--assume", metavar="NAME=NUMBER", help="Replace an assumption, e.g. answer_tokens=300, gpu_hour=2.5."),
+    ] = None,
+    bench: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Speed as measured: what persona-ray bench --json has printed for this model.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """What a job asks for, and how its model is cut over GPUs. Needs neither a cluster nor the weights.
+    """What a job asks for, how its model is cut over GPUs, and what it will cost. Needs neither a cluster nor the weights.
 
-    Example: persona-ray plan jobs/qwen3-4b.yaml --set shards.accelerator=H100 --set shards.stages=auto
+    Example: persona-ray plan jobs/qwen3-4b.yaml --set shards.accelerator=H100 --set shards.stages=auto --assume gpu_hour=2.5
     """
+    from persona_ray.costs.estimate import estimate
     from persona_ray.planning import prepare
+    from persona_ray.report.costs import costs_table
     from persona_ray.report.plan import plan_table
 
-    facts = prepare(load_job(job, overrides or [])).facts()
-    show(facts, plan_table(facts), as_json=as_json)
+    setup = prepare(load_job(job, overrides or []))
+    facts = setup.facts()
+    costs = estimate(setup, assume=assume or [], bench=bench).facts()
+    show(facts | {"costs": costs}, plan_table(facts), costs_table(costs), as_json=as_json)
 
 
 @app.command()

@@ -274,7 +274,10 @@ class LimitsConfig(_Section):
 
     hours: float | None = Field(None, gt=0, description="Wall time after which no unit is begun any more.")
     rows: int | None = Field(None, ge=1, description="Rows that one run adds, at most: the first ones in work order, in whole units.")
-    money: None = Field(None, description="Not in this version.")
+    money: float | None = Field(None, gt=0, description="What the run's GPUs may cost; over that, no unit is begun any more.")
+    gpu_hour_price: float | None = Field(
+        None, gt=0, description="Of one GPU (on CPU: of one shard) for an hour. null: a list price of shards.accelerator, in US dollars."
+    )
 
 
 class Job(_Section):
@@ -372,7 +375,6 @@ def _apply(document: dict[str, Any], override: str) -> None:
 _COMPLAINTS = {
     "extra_forbidden": "unknown key",
     "missing": "is required",
-    "none_required": "is not available in this version, leave it null",
 }
 
 

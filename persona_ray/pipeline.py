@@ -20,6 +20,7 @@ from functools import partial
 from persona_ray.accumulating import Accumulation, KeepingUp
 from persona_ray.catalog.select import Selection
 from persona_ray.config import Job
+from persona_ray.costs.estimate import require_a_unit
 from persona_ray.errors import InputError, NothingUsableError
 from persona_ray.extra import PURPOSE, Extra, extra_rows
 from persona_ray.interrupt import Interruptions
@@ -31,9 +32,10 @@ from persona_ray.reducing import Reduction, measure_certainty, reduce_store, req
 from persona_ray.rollouts.transcript import Transcriber
 from persona_ray.rollouts.wanted import opening
 from persona_ray.scheduler.driver import Driver, cluster
-from persona_ray.scheduler.limits import over_time, within_rows
+from persona_ray.scheduler.limits import over_money, over_time, within_rows
 from persona_ray.scheduler.state import Rules, SchedulerState
 from persona_ray.shards.actors.replicas import Replicas
+from persona_ray.shards.prices import required_price
 from persona_ray.spec import Certainty, GenerationRequest, Progress, ProgressCallback, Reduced, RunCounts, SteeringCheck
 from persona_ray.steer.check import MIN_QUESTIONS, Experiment, Request, check_steering
 from persona_ray.steer.edit import AddVector
@@ -90,6 +92,7 @@ def run(job: Job, progress: Progress, *, address: str | None = None) -> Outcome:
     url = setup.job.store.url
     plans = check_store(url, identity=setup.identity, plan=setup.plan, layers=setup.captured)
     todo = within_rows({unit: len(plans.rows(unit)) for unit in setup.units_to_do(plans)}, job.limits.rows)
+    require_a_unit(setup, plans, todo)
     replicas = Replicas(setup.replica, setup.work, count=job.shards.replicas, name=job.name)
     with clock("start"), cluster(address), Interruptions() as interruptions, replicas:
         if todo:
@@ -175,10 +178,11 @@ def load_model(setup: Setup, replicas: Replicas, progress: Progress) -> None:
 def extract(setup: Setup, plans: Plans, replicas: Replicas, progress: Progress, interruptions: Interruptions) -> Extracted:
     """Every row of the job becomes a committed row of activations, or a refused one, as far as the job's limits go."""
     limits, began = setup.job.limits, time.monotonic()
+    price = 0.0 if limits.money is None else required_price(setup.job)
     missing = setup.units_to_do(plans)
     todo = within_rows({unit: len(plans.rows(unit)) for unit in missing}, limits.rows)
     stopped = None if len(todo) == len(missing) else f"limits.rows: {limits.rows} in one run"
-    is_free = limits.hours is limits.rows is None
+    is_free = limits.hours is limits.rows is limits.money is None
     if not todo:
         return Extracted(0, stopped, is_enough=stopped is None)
     units = {index: setup.unit(plans, index) for index in todo}
@@ -202,7 +206,12 @@ def extract(setup: Setup, plans: Plans, replicas: Replicas, progress: Progress, 
             units,
             replicas,
             others,
-            stop_reason=lambda: interruptions.reason or axis.reason or over_time(time.monotonic() - began, limits.hours),
+            stop_reason=lambda: (
+                interruptions.reason
+                or axis.reason
+                or over_time(time.monotonic() - began, limits.hours)
+                or over_money(replicas.device_hours * price, limits.money)
+            ),
         )
         driver.run(lambda receipt: advance(receipt.num_stored + receipt.num_refused))
         holds_still = axis.reason is not None

@@ -26,6 +26,7 @@ from persona_ray.shards.cut import Cut, layers_to_capture
 from persona_ray.shards.fetch import fetch_config
 from persona_ray.shards.fitting import BATCH_TOKENS, fit_replica
 from persona_ray.shards.plan import ReplicaSpec, StageSpec
+from persona_ray.shards.size import ModelSize
 from persona_ray.shards.source import ModelFacts, config_folder, model_facts, model_location
 from persona_ray.spec import Archetype, Identity, Judge, Plan, Question, Row, RowKey, Sampling, Unit
 from persona_ray.store.address import absolute_url
@@ -61,6 +62,7 @@ class Setup:
     judge: Judge | None
     selection: Selection | None
     """What was taken from the catalogue; None for imported conversations."""
+    size: ModelSize
     cut: Cut
     """How one replica is cut over GPUs, in numbers."""
     replica: ReplicaSpec
@@ -213,6 +215,7 @@ def prepare(job: Job) -> Setup:
         identity=identity,
         judge=judge,
         selection=wanted.selection,
+        size=facts.size,
         cut=cut,
         replica=replica,
         work=work,

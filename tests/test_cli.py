@@ -119,7 +119,8 @@ def test_a_wrong_command_line_is_one_line_and_exit_2(capsys: pytest.CaptureFixtu
         ("store.url=/proc/store", "/proc/store"),
         ("store.url=/dev/null/store", "/dev/null/store"),
         ("store.url=ftp://host/store", "ftp"),
-        ("limits.money=3", "limits.money: is not available in this version"),
+        ("limits.money=3", "limits.money: no list price of this hardware is known; give limits.gpu_hour_price"),
+        ("limits.rows=1", "limits.rows: 1, and the next unit alone has 2 rows"),
     ],
 )
 def test_what_a_job_gets_wrong_is_one_line_exit_2_and_nothing_is_begun(

@@ -70,7 +70,7 @@ def test_defaults_are_those_of_the_design() -> None:
             "checkpoint_rows": "auto",
             "stop": None,
         },
-        "limits": {"hours": None, "rows": None, "money": None},
+        "limits": {"hours": None, "rows": None, "money": None, "gpu_hour_price": None},
     }
 
 
@@ -114,7 +114,8 @@ def test_a_preset_fills_in_what_the_job_leaves_out(given: dict[str, Any], expect
         ({"reduce": {"preset": "publisht-code"}}, "reduce.preset: input should be 'paper' or 'published-code'"),
         ({"reduce": {"checkpoint_rows": 0}}, "reduce.checkpoint_rows: "),
         ({"reduce": {"stop": {"cosine": 1.5}}}, "reduce.stop.cosine: input should be less than 1"),
-        ({"limits": {"money": 3}}, "limits.money: is not available in this version"),
+        ({"limits": {"money": 0}}, "limits.money: input should be greater than 0"),
+        ({"limits": {"gpu_hour_price": -1}}, "limits.gpu_hour_price: input should be greater than 0"),
         ({"store": {"url": "memory://x"}}, "a memory: store lives in one process only"),
         ({"store": {"url": "s", "dtype": "float16"}}, "store.dtype: input should be 'bf16-exact', 'float32' or 'bfloat16'"),
         ({"store": {"url": "s", "client": "fsspec"}}, "client: fsspec needs an s3:// URL"),

@@ -29,6 +29,7 @@ ALLOWED: dict[str, set[str]] = {
     "interrupt": set(),
     "logs": {"errors"},
     "planning": BASE | SIBLINGS,
+    "costs": BASE | SIBLINGS | {"planning"},
     "following": set(),
     "accumulating": BASE | SIBLINGS | {"following"},
     "reducing": BASE | SIBLINGS | {"accumulating"},
@@ -37,7 +38,9 @@ ALLOWED: dict[str, set[str]] = {
     "extra": BASE | SIBLINGS | {"planning"},
     "comparing": BASE | SIBLINGS,
     "projecting": BASE | SIBLINGS,
-    "pipeline": BASE | SIBLINGS | {"planning", "accumulating", "reducing", "stopping", "judging", "extra", "interrupt", "report", "serve"},
+    "pipeline": BASE
+    | SIBLINGS
+    | {"planning", "costs", "accumulating", "reducing", "stopping", "judging", "extra", "interrupt", "report", "serve"},
     "submit": BASE | {"store"},
     "cli_store": BASE | SIBLINGS | {"report", "terminal"},
     "cli_results": BASE | SIBLINGS | {"report", "terminal", "planning", "reducing", "judging", "comparing", "cli_store"},
@@ -45,7 +48,7 @@ ALLOWED: dict[str, set[str]] = {
     "cli_cluster": BASE | {"report", "terminal", "submit", "cli_store"},
     "cli": BASE
     | SIBLINGS
-    | {"report", "serve", "verify", "bench", "terminal", "planning", "pipeline", "logs", "comparing"}
+    | {"report", "serve", "verify", "bench", "terminal", "planning", "costs", "pipeline", "logs", "comparing"}
     | {"cli_store", "cli_cluster", "cli_results", "cli_project"},
     "__main__": {"cli"},
 }

@@ -8,6 +8,10 @@ from datetime import datetime
 from itertools import chain
 from typing import Any
 
+from persona_ray.config import parse_job
+from persona_ray.errors import InputError
+from persona_ray.shards.prices import devices_of, price_of
+from persona_ray.store.info import accelerator_seconds
 from persona_ray.store.marker import Marker
 from persona_ray.store.reader import StoreReader
 
@@ -44,6 +48,7 @@ def store_progress(store: StoreReader, now_s: float) -> dict[str, Any]:
         "hardware": dict(Counter(str(marker.made.get("hardware", "unknown")) for marker in every).most_common()),
         "last_commit": max((marker.created for marker in every), default=None),
         "seconds_left": round(left / rates["rows_per_s"]) if rates and is_moving else None,
+        "money": _money(plans.files[-1].job, every, left),
         "axis": store.latest_reduced(),
         "is_complete": all(len(found) >= plans.num_units for found in by_set),
     }
@@ -73,6 +78,24 @@ def _rates(markers: Sequence[Marker]) -> dict[str, float] | None:
         "busy_replicas": round(sum(_busy_s(marker.made) for marker in new) / span, 2),
         "over_s": span,
     }
+
+
+def _money(job: Mapping[str, Any], markers: Sequence[Marker], rows_left: int) -> dict[str, Any] | None:
+    """What the units have cost by their own account, and what the rows that are left will at that rate; None: no price is known.
+
+    Loading and waiting are in nobody's account. `job`: that of the store's last plan.
+    """
+    try:
+        asked = parse_job(job)
+    except InputError:  # recorded by another tool or release
+        return None
+    price = price_of(asked)
+    if price is None or not markers:
+        return None
+    seconds = sum(accelerator_seconds(marker.made, sum(marker.made.get("seconds", {}).values())) for marker in markers)
+    spent = seconds / 3600 * devices_of(asked.shards.gpus_per_shard, 1) * price.per_gpu_hour
+    left = spent / sum(marker.num_rows for marker in markers) * rows_left
+    return {"spent": round(spent, 4), "left": round(left, 4), "per_gpu_hour": price.per_gpu_hour, "source": price.source}
 
 
 def _busy_s(made: Mapping[str, Any]) -> float:

@@ -146,6 +146,8 @@ def _short(store: Facts | None) -> Iterator[str]:
         yield f"{rates['rows_per_s']:,.3g} rows/s, {rates['tokens_per_s']:,.0f} tokens/s"
     if store["seconds_left"]:
         yield f"{duration(store['seconds_left'])} left"
+    if store["money"] is not None and not store["is_complete"]:
+        yield f"money {store['money']['spent']:,.2f}, {store['money']['left']:,.2f} left"
     if store["is_complete"]:
         yield f"axis {store['axis'] or 'not computed yet'}"
 
@@ -177,6 +179,10 @@ def _store_lines(store: Facts | None) -> Iterator[tuple[str, str]]:
     yield "last commit", store["last_commit"] or "none yet"
     if store["seconds_left"]:
         yield "time left", f"about {duration(store['seconds_left'])}"
+    if store["money"] is not None:
+        money = store["money"]
+        price = f"at {money['per_gpu_hour']:g} an hour of a GPU, {money['source']}"
+        yield "money", f"about {money['spent']:,.2f} spent and {money['left']:,.2f} left ({price}; loading and waiting not counted)"
     yield "axis", store["axis"] or "none yet"
 
 

@@ -1,4 +1,4 @@
-"""How far a run may go. Wall time ends it between units; rows are counted beforehand, so that it never goes too far."""
+"""How far a run may go. Wall time and money end it between units; rows are counted beforehand, so that it never goes too far."""
 
 from __future__ import annotations
 
@@ -28,3 +28,8 @@ def within_rows(units: Mapping[int, int], max_rows: int | None) -> list[int]:
 def over_time(elapsed_s: float, max_hours: float | None) -> str | None:
     """Why no unit is to be begun any more, if that is so."""
     return f"limits.hours: {max_hours:g} are over" if max_hours is not None and elapsed_s > max_hours * 3600 else None
+
+
+def over_money(spent: float, most: float | None) -> str | None:
+    """Why no unit is to be begun any more, if that is so. What is under way is finished, and paid for beyond the limit."""
+    return f"limits.money: {most:g} are spent" if most is not None and spent > most else None

@@ -109,11 +109,12 @@ def _per_1000(markers: Sequence[Marker]) -> dict[str, float]:
         total["tokens"] += int(marker.made.get("tokens", 0))
         total["bytes"] += marker.num_bytes
         for phase, seconds in marker.made.get("seconds", {}).items():
-            total[f"{phase}_accelerator_seconds"] += _accelerator_seconds(marker.made, float(seconds))
+            total[f"{phase}_accelerator_seconds"] += accelerator_seconds(marker.made, float(seconds))
     return {"rows": rows, **{name: round(value * 1000 / rows, 3) for name, value in total.items()}} if rows else {"rows": 0}
 
 
-def _accelerator_seconds(made: Mapping[str, Any], seconds: float) -> float:
+def accelerator_seconds(made: Mapping[str, Any], seconds: float) -> float:
+    """What a unit's wall seconds took of all shards of its replica."""
     return seconds * int(made.get("stages", 1)) * int(made.get("tensor_parallel", 1)) / int(made.get("concurrent_units", 1))
 
 

@@ -197,7 +197,7 @@ class UnitWriter:
     def _create_activations(self, unit: int, activations_RLD: Float32) -> tuple[str, Float32, ObjectRecord]:
         """Key, what is really stored (the real rows first), and its record."""
         spec = self._array(activations_name(self.layer_set), unit)
-        key, data = chunk_key(spec, unit), encode_unit(spec, _padded(spec, activations_RLD))
+        key, data = chunk_key(spec, unit), encode_unit(spec, padded(spec, activations_RLD))
         stored = self._backend.create_once(key, data)
         if not stored.is_ours:
             activations_RLD = decode_unit(spec, self._backend.get(key), f"{self.url}: {key}")
@@ -216,7 +216,7 @@ class UnitWriter:
     def _create(self, name: str, unit: int, values_R: npt.NDArray[Any]) -> tuple[str, ObjectRecord]:
         spec = self._array(name, unit)
         key = chunk_key(spec, unit)
-        return key, ObjectRecord.of(self._backend.create_once(key, encode_unit(spec, _padded(spec, values_R))))
+        return key, ObjectRecord.of(self._backend.create_once(key, encode_unit(spec, padded(spec, values_R))))
 
     def _create_marker(self, captured: CapturedUnit, objects: Mapping[str, ObjectRecord], refused: Mapping[int, str]) -> bool:
         unit, key = captured.index, marker_key(captured.index, self.layer_set)
@@ -260,11 +260,11 @@ def _holds_nan(activations_RLD: Float32) -> npt.NDArray[np.bool_]:
     return np.asarray(np.isnan(activations_RLD).any(axis=(1, 2)))
 
 
-def _padded(spec: ArraySpec, values_R: npt.NDArray[Any]) -> npt.NDArray[Any]:
+def padded(spec: ArraySpec, values_R: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """`values_R` in the array's dtype, filled up to the unit's rows with the array's fill value."""
     unit_rows = spec.chunks[0]
     if len(values_R) == unit_rows:
         return values_R.astype(spec.dtype, copy=False)
-    padded = np.full((unit_rows, *values_R.shape[1:]), spec.fill, dtype=spec.dtype)
-    padded[: len(values_R)] = values_R
-    return padded
+    whole = np.full((unit_rows, *values_R.shape[1:]), spec.fill, dtype=spec.dtype)
+    whole[: len(values_R)] = values_R
+    return whole

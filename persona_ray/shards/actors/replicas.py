@@ -26,6 +26,7 @@ from persona_ray.shards.actors.placement import (
 )
 from persona_ray.shards.actors.replica import ReplicaActor, UnitWork
 from persona_ray.shards.plan import ReplicaSpec
+from persona_ray.shards.prices import devices_of
 from persona_ray.spec import Edit, Generated, GenerationRequest, ProgressCallback, Sampling
 
 log = logging.getLogger(__name__)
@@ -53,6 +54,20 @@ class Replicas:
         self._asked_for: dict[int, PlacementGroup] = {}
         """Replica -> its place, there or not."""
         self._retired: set[int] = set()
+        self._placed_s: dict[int, float] = {}
+        """Replica -> when it got its place, on this process's clock."""
+        self._spent_s = 0.0
+        """Seconds for which the places that were given back were held."""
+
+    @property
+    def device_hours(self) -> float:
+        """So far: hours of every GPU (on CPU: of every shard) from when its replica got a place until it gave it back.
+
+        Loading counts. So does the time in which a replica whose node was lost waits for another place.
+        """
+        now_s = time.monotonic()
+        held_s = self._spent_s + sum(now_s - placed_s for placed_s in self._placed_s.values())
+        return held_s / 3600 * devices_of(self._spec.gpus_per_shard, self._spec.num_shards)
 
     @property
     def handles(self) -> Mapping[int, Any]:
@@ -83,6 +98,7 @@ class Replicas:
         ray.kill(self._handles[replica])
         remove_placement_group(self._asked_for[replica])
         self._retired.add(replica)
+        self._spent_s += time.monotonic() - self._placed_s.pop(replica)
 
     def check(self) -> None:
         """Wait until one copy of the model is loaded. What is wrong with model or cluster comes out here, before anything is written.
@@ -110,6 +126,7 @@ class Replicas:
         for index, place in self._asked_for.items():
             if index not in self._handles and is_placed(place):
                 self._handles[index] = self._start(index, place)
+                self._placed_s[index] = time.monotonic()
         while len(self._asked_for) < (len(self._handles) + 1 if self._count == "auto" else self._count):
             index = len(self._asked_for)
             self._asked_for[index] = reserve(self._spec, f"{self._name}-replica-{index}")
