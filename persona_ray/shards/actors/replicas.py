@@ -163,7 +163,8 @@ class Replicas:
             if replica in self._handles:
                 ray.kill(self._handles[replica])
             remove_placement_group(self._asked_for[replica])
-        self._handles, self._asked_for = {}, {}
+        self._spent_s += sum(time.monotonic() - placed_s for placed_s in self._placed_s.values())
+        self._handles, self._asked_for, self._placed_s = {}, {}, {}
 
     def _start(self, index: int, place: PlacementGroup) -> Any:
         """A replica of one process holds its shard itself; any other reserves nothing, its own share is small."""
