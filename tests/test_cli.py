@@ -202,6 +202,53 @@ def test_a_plan_says_what_is_asked_for_and_how_the_model_is_cut(capsys: pytest.C
     assert not (tmp_path / "store").exists(), "planning writes nothing"
 
 
+def test_a_plan_says_what_it_costs_and_what_that_rests_on(capsys: pytest.CaptureFixture[str], job: Path) -> None:
+    on_a_gpu = ("--set", "shards={accelerator: H100}", "--set", "model.dtype=bfloat16", "--assume", "gpu_hour=2.5")
+    code, out, _ = call(capsys, "plan", str(job), *on_a_gpu, "--json")
+    costs = json.loads(out)["costs"]
+    assert code == 0
+    assert costs["whole"]["rows"] == 8
+    assert costs["whole"]["money"]["gpu"] == pytest.approx(2.5 * costs["whole"]["gpu_hours"]["total"])
+    assumed = {one["name"]: (one["value"], one["source"]) for one in costs["assumptions"]}
+    assert assumed["gpu_hour"] == (2.5, "--assume")
+    assert assumed["prompt_tokens"][1] == "all 8 rows, tokenized"
+    code, out, _ = call(capsys, "plan", str(job), *on_a_gpu)
+    assert code == 0
+    said = " ".join(out.split())
+    for words in ("objects, without results", "gpu_hour 2.5 $/h --assume", "TFLOP/s of prefill", "Not counted: loading the model"):
+        assert words in said
+    code, out, _ = call(capsys, "plan", str(job))
+    assert "speed unknown: no data sheet says how fast a CPU is" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (("--assume", "gpu_hours=1"), "--assume gpu_hours=1: expected name=number; the names are prompt_tokens, answer_tokens"),
+        (("--assume", "gpu_hour=much"), "much is not a number"),
+        (("--bench", "/nowhere/bench.json"), "--bench /nowhere/bench.json: cannot be read"),
+        (("--bench", "{job}"), "not what persona-ray bench --json prints"),
+    ],
+)
+def test_an_assumption_that_is_none_is_said_in_one_line(
+    capsys: pytest.CaptureFixture[str], job: Path, arguments: tuple[str, str], complaint: str
+) -> None:
+    code, out, err = call(capsys, "plan", str(job), arguments[0], arguments[1].format(job=job))
+    assert (code, out, err.count("persona-ray: ")) == (2, "", 1)
+    assert complaint in err
+
+
+@pytest.mark.parametrize("limit", ["hours", "money"])
+def test_a_limit_below_the_cost_of_one_unit_is_refused_before_anything_is_begun(
+    capsys: pytest.CaptureFixture[str], job: Path, tmp_path: Path, limit: str
+) -> None:
+    settings = ("shards={accelerator: H100}", "model.dtype=bfloat16", f"limits.{limit}=1e-12")
+    code, out, err = call(capsys, "run", str(job), *(word for setting in settings for word in ("--set", setting)))
+    assert (code, out, err.count("persona-ray: ")) == (2, "", 1)
+    assert f"limits.{limit}: 1e-12, and one unit of 2 rows " in err
+    assert not (tmp_path / "store").exists()
+
+
 @pytest.mark.parametrize(
     ("setting", "complaint"),
     [

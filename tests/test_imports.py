@@ -171,7 +171,7 @@ for arguments, code in ((["schema"], 0), (["axis", "/nowhere"], 2), (["quickstar
 
 
 def test_a_laptop_can_plan(tmp_path: Path) -> None:
-    """Cutting a model needs its config, not its weights, and neither torch nor Ray."""
+    """Cutting a model needs its config, not its weights, and neither torch nor Ray; nor does telling what it will cost."""
     code = f"""
 from persona_ray.cli import main
 from persona_ray.data import __path__ as data
@@ -179,3 +179,4 @@ main(["plan", data[0] + "/quickstart.yaml", "--set", "store.url={tmp_path / "sto
 """
     done = python(code, without=("torch", "ray"))
     assert '"flops_percent"' in done.stdout
+    assert '"prefill_flops"' in done.stdout

@@ -22,6 +22,7 @@ from persona_ray.errors import InputError, RetryableError
 from persona_ray.report import watch as watching
 from persona_ray.report.progress import store_progress
 from persona_ray.report.watch import Watched, status_line, status_table, watch
+from persona_ray.store.prepare import prepare_store
 from persona_ray.store.reader import open_store
 from tests.store.conftest import Toy
 
@@ -283,6 +284,26 @@ def test_rates_are_those_of_the_last_minutes(tmp_path: Path, monkeypatch: pytest
     assert store_progress(store, NOON)["rates"] is None
     monkeypatch.setattr(store, "markers", lambda: [{}])
     assert (found := store_progress(store, NOON))["last_commit"] is found["rates"] is None
+
+
+def test_money_is_told_where_its_price_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four GPUs, 30 s for each unit, two of which are under way at once: 60 GPU-seconds a unit of four rows."""
+    job = job_with(store={"url": str(tmp_path / "store")}, shards={"accelerator": "H100", "stages": 4}, limits={"gpu_hour_price": 36})
+    toy = Toy(rows=40)
+    prepare_store(str(tmp_path / "store"), identity=toy.identity(), plan=toy.plan, job=job.as_dict())
+    store = open_store(toy.fill(tmp_path / "store", range(5)))
+    made = {"seconds": {"rollouts": 20.0, "capture": 10.0}, "stages": 4, "concurrent_units": 2}
+    dated = {unit: replace(marker, made=made, created=at(NOON + 10 * unit)) for unit, marker in store.ledger.markers().items()}
+    monkeypatch.setattr(store, "markers", lambda: [dated])
+    found = store_progress(store, NOON + 60)
+    assert found["money"] == {"spent": 3.0, "left": 3.0, "per_gpu_hour": 36, "source": "limits.gpu_hour_price"}
+    facts = {"run": None, "store": found, "problem": None}
+    assert "money 3.00, 3.00 left" in status_line(facts)
+    console = Console(record=True, width=200)
+    console.print(status_table(facts))
+    assert "about 3.00 spent and 3.00 left (at 36 an hour of a GPU, limits.gpu_hour_price;" in console.export_text()
+    nobody_knows = open_store(Toy().fill(tmp_path / "other"))
+    assert store_progress(nobody_knows, NOON)["money"] is None
 
 
 def test_a_store_is_watched_to_its_last_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
