@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -173,6 +177,26 @@ def test_a_report_that_cannot_be_written_is_known_before_the_work(capsys: pytest
     code, _, err = call(capsys, "run", str(job), "--report", "/dev/null/report.html")
     assert code == 2
     assert "/dev/null/report.html" in err
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_cluster_whose_token_is_not_here_is_refused_in_one_line(tmp_path: Path, job: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH")}
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        address = f"127.0.0.1:{listener.getsockname()[1]}"
+        done = subprocess.run(
+            [sys.executable, "-c", "from persona_ray.cli import main; main()", "run", str(job), "--address", address],
+            env=environment | {"RAY_AUTH_MODE": "token", "HOME": str(tmp_path)},
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+        )
+    assert (done.returncode, done.stdout) == (2, "")
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("persona-ray: ")]
+    assert line.startswith(f"persona-ray: --address {address}: token authentication is on, and there is no token here; set RAY_AUTH_MODE")
+    assert "Traceback" not in done.stderr
     assert not (tmp_path / "store").exists()
 
 

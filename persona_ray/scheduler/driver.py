@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import ray
-from ray.exceptions import ActorUnavailableError, RayActorError, RayError, RayTaskError
+from ray.exceptions import ActorUnavailableError, AuthenticationError, RayActorError, RayError, RayTaskError
 
 from persona_ray.errors import InputError, IntegrityError, LostError, PersonaRayError, RetryableError
 from persona_ray.scheduler.events import (
@@ -53,6 +53,7 @@ LOOK_AROUND_S = 2.0
 LOOK_AT_LEDGER_S = 30.0
 """How often it is asked what other runs have committed; before each unit is begun, its own marker is looked for, too."""
 CONNECT_TIMEOUT_S = 5.0
+HOW_TO_ENTER = "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN to the one that its head was started with"
 WHY_REFUSED = "no replica can do it"
 
 
@@ -82,8 +83,11 @@ def _connect(address: str) -> None:
         _require_listener(address, host, int(port))
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    except AuthenticationError as error:
+        raise InputError(f"--address {address}: token authentication is on, and there is no token here; {HOW_TO_ENTER}") from error
     except (ConnectionError, ValueError, RuntimeError) as error:
-        raise InputError(f"--address {address}: no Ray cluster answers there ({str(error).strip().splitlines()[0]})") from error
+        why = str(error).strip().splitlines()[0]
+        raise InputError(f"--address {address}: no Ray cluster answers there ({why}); if it asks for a token, {HOW_TO_ENTER}") from error
 
 
 def _require_listener(address: str, host: str, port: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from persona_ray.bench.report import lines
 from persona_ray.bench.run import benchmark
 from persona_ray.bench.settings import Settings
+from persona_ray.costs.speed import measured_rates
 
 TINY = "hidden=32,layers=4,vocab=300,heads=4,positions=256"
 
@@ -54,6 +56,17 @@ def on_ray() -> dict[str, Any]:
         random=TINY, device="cpu", conversations=10, longest=40, unit_rows=4, repeats=1, stages=2, growth_batches=0, store=True
     )
     return benchmark(settings, lambda _: None)
+
+
+def test_a_plan_takes_its_speed_from_the_document(in_process: dict[str, Any], on_ray: dict[str, Any], tmp_path: Path) -> None:
+    for document, generates in ((in_process, True), (on_ray, False)):
+        file = tmp_path / "bench.json"
+        file.write_text(json.dumps(document))
+        rates = measured_rates(file)
+        machine, engine = document["machine"], document["capture"]["engine"]
+        assert rates.flops == pytest.approx(engine["flops_utilisation"] * machine["matmul_flops"])
+        assert (rates.bytes is not None) == generates
+        assert "cpu" in rates.source.lower()
 
 
 def test_a_document_is_json_of_finite_numbers(in_process: dict[str, Any], on_ray: dict[str, Any]) -> None:

@@ -7,7 +7,7 @@ from statistics import fmean
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from persona_ray.catalog.load import load_catalog
@@ -67,6 +67,7 @@ def test_imported_text_has_its_own_answers(transcriber: Transcriber) -> None:
     assert [text.response for text in like_rollouts(rows, transcriber, max_length=512, answer_tokens=None)] == said
 
 
+@settings(max_examples=20)
 @given(answer_tokens=st.floats(1, 200))
 def test_made_up_answers_are_as_long_as_is_assumed(transcriber: Transcriber, rows: tuple[Row, ...], answer_tokens: float) -> None:
     made = like_rollouts(rows[:24], transcriber, max_length=512, answer_tokens=answer_tokens)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from persona_ray.errors import InputError
-from persona_ray.scheduler.limits import over_time, within_rows
+from persona_ray.scheduler.limits import over_money, over_time, within_rows
 
 
 @given(rows=st.lists(st.integers(1, 9), max_size=8), max_rows=st.integers(1, 40))
@@ -31,3 +31,9 @@ def test_without_a_limit_all_of_them() -> None:
 def test_hours_are_over_when_they_are() -> None:
     assert over_time(1800, 0.5) is None
     assert over_time(1801, 0.5) == "limits.hours: 0.5 are over"
+
+
+def test_money_is_spent_when_it_is() -> None:
+    assert over_money(1e9, None) is None
+    assert over_money(4.9, 5) is over_money(5, 5) is None
+    assert over_money(5.1, 5) == "limits.money: 5 are spent"

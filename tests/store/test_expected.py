@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from persona_ray.bench_store.requests import Requests
@@ -34,6 +34,7 @@ from persona_ray.store.plans import Plans, read_plans
 from persona_ray.store.prepare import prepare_store, preview
 from persona_ray.store.scores import ScoreWriter, publish_scores
 from persona_ray.store.writer import UnitWriter, padded
+from tests.store.conftest import Toy
 
 
 def plans_of(url: str) -> Plans:
@@ -140,10 +141,9 @@ def test_activations_take_the_share_that_is_assumed_of_them(make_toy: Callable[.
     assert abs((tmp_path / unit_keys(plans, 0)[1]).stat().st_size / raw - STORED_SHARE[dtype]) < 0.03
 
 
+@settings(max_examples=25)
 @given(share=st.floats(0.1, 1), rows=st.integers(1, 4))
 def test_bytes_follow_the_share(share: float, rows: int) -> None:
-    from tests.store.conftest import Toy
-
     toy = Toy()
     plans = preview("/nowhere/to/be/found", identity=toy.identity(), plan=toy.plan)
     texts = toy.rollouts(0)[:rows]
