@@ -7,7 +7,6 @@ the batch, and the caches of its conversations; with many of them it computes as
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from persona_ray.shards.cut import Cut, stage_flops
@@ -116,8 +115,3 @@ def _cache_bytes_per_token(replica: Replica, layer: int) -> float:
     """On each GPU of the stage; ranks of tensor parallelism share no head of the cache."""
     block = replica.size.blocks[layer]
     return block.cache_width * replica.dtype_bytes / min(replica.cut.tensor_parallel, block.num_cache_heads)
-
-
-def unit_sizes(rows: Sequence[int]) -> dict[int, int]:
-    """Rows of a unit -> number of such units."""
-    return {size: rows.count(size) for size in sorted(set(rows))}
