@@ -1,8 +1,8 @@
 """What an hour of one accelerator costs, by the names that Ray gives them: list prices, in US dollars, on demand.
 
-Prices of one GPU for an hour with its share of the machine, as public lists showed them in 2025 (collected in SkyPilot's
-catalogue, version 7). They differ by a factor of three between providers and fall with the years: a team that knows its own
-sets `limits.gpu_hour_price`. Spot prices are a third to a half of these.
+Prices of one GPU for an hour with its share of the machine, as public lists showed them about 2025; each names its provider, and
+none is checked again. They differ by a factor of three between providers and fall with the years: a team that knows its own sets
+`limits.gpu_hour_price`. Spot prices are a third to a half of these.
 """
 
 from __future__ import annotations
