@@ -69,6 +69,7 @@ def test_defaults_are_those_of_the_design() -> None:
             "bootstrap": 200,
             "checkpoint_rows": "auto",
             "stop": None,
+            "extra": None,
         },
         "limits": {"hours": None, "rows": None, "money": None, "gpu_hour_price": None},
     }
