@@ -26,6 +26,7 @@ from persona_ray.extra import PURPOSE, Extra, extra_rows
 from persona_ray.interrupt import Interruptions
 from persona_ray.judge.lexicon import LexiconJudge
 from persona_ray.judging import judge_store, judge_units
+from persona_ray.metrics import DRIVER, recorded_by
 from persona_ray.planning import Setup, expected_tokens, prepare, sampling_of
 from persona_ray.reduce.vectors import Filter
 from persona_ray.reducing import Reduction, measure_certainty, reduce_store, require_exact_layers
@@ -34,6 +35,7 @@ from persona_ray.rollouts.wanted import opening
 from persona_ray.scheduler.driver import Driver, cluster
 from persona_ray.scheduler.limits import over_money, over_time, within_rows
 from persona_ray.scheduler.state import Rules, SchedulerState
+from persona_ray.shards.actors.exporter import RayExporter
 from persona_ray.shards.actors.replicas import Replicas
 from persona_ray.shards.prices import required_price
 from persona_ray.spec import Certainty, GenerationRequest, Progress, ProgressCallback, Reduced, RunCounts, SteeringCheck
@@ -94,7 +96,7 @@ def run(job: Job, progress: Progress, *, address: str | None = None) -> Outcome:
     todo = within_rows({unit: len(plans.rows(unit)) for unit in setup.units_to_do(plans)}, job.limits.rows)
     require_a_unit(setup, plans, todo)
     replicas = Replicas(setup.replica, setup.work, count=job.shards.replicas, name=job.name)
-    with clock("start"), cluster(address), Interruptions() as interruptions, replicas:
+    with clock("start"), cluster(address), exported(job.name), Interruptions() as interruptions, replicas:
         if todo:
             load_model(setup, replicas, progress)
         job_facts = setup.job.as_dict()
@@ -151,6 +153,11 @@ def extract_only(setup: Setup, progress: Progress, *, address: str | None = None
         reasons = "; ".join(f"{number} x {reason}" for reason, number in counts.reasons.items())
         raise NothingUsableError(f"not one of {counts.asked} rows can be used: {reasons or 'none was begun'}")
     return counts
+
+
+def exported(run: str) -> AbstractContextManager[None]:
+    """What this process records goes to the cluster's exporter, for Prometheus."""
+    return recorded_by(RayExporter(run=run, replica=DRIVER))
 
 
 # ---- the steps, in the order of the story -----------------------------------------------------------------------------

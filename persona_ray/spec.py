@@ -332,6 +332,8 @@ class Captured:
     """Tokens that were computed, padding included."""
     notes: tuple[str, ...] = ()
     """What was not as planned: batches halved because they did not fit. Rows with a note may differ in their last bits."""
+    peak_device_bytes: int | None = None
+    """Most device memory that one shard's tensors have taken so far; None on CPUs."""
 
 
 class Engine(Protocol):

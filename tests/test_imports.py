@@ -14,9 +14,11 @@ import persona_ray
 
 ROOT = Path(persona_ray.__file__).parent
 SIBLINGS = {"catalog", "rollouts", "shards", "store", "judge", "scheduler", "reduce", "steer"}
-BASE = {"errors", "spec", "config"}
+BASE = {"errors", "spec", "config", "metrics", "logs"}
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
+    "metrics": set(),
+    "logs": {"errors"},
     "spec": {"errors"},
     "config": {"errors", "spec"},
     **dict.fromkeys(SIBLINGS, BASE),
@@ -27,7 +29,6 @@ ALLOWED: dict[str, set[str]] = {
     "bench_store": BASE | {"store"},
     "terminal": BASE,
     "interrupt": set(),
-    "logs": {"errors"},
     "planning": BASE | SIBLINGS,
     "costs": BASE | SIBLINGS | {"planning"},
     "following": set(),
@@ -48,7 +49,7 @@ ALLOWED: dict[str, set[str]] = {
     "cli_cluster": BASE | {"report", "terminal", "submit", "cli_store"},
     "cli": BASE
     | SIBLINGS
-    | {"report", "serve", "verify", "bench", "terminal", "planning", "costs", "pipeline", "logs", "comparing"}
+    | {"report", "serve", "verify", "bench", "terminal", "planning", "costs", "pipeline", "comparing"}
     | {"cli_store", "cli_cluster", "cli_results", "cli_project"},
     "__main__": {"cli"},
 }

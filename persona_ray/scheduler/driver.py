@@ -19,6 +19,7 @@ import ray
 from ray.exceptions import ActorUnavailableError, AuthenticationError, RayActorError, RayError, RayTaskError
 
 from persona_ray.errors import InputError, IntegrityError, LostError, PersonaRayError, RetryableError
+from persona_ray.metrics import LEASES, REPLICAS, RESTARTS, RETRIES, ROWS, UNIT_SECONDS, UNITS, UNITS_LEFT, record
 from persona_ray.scheduler.events import (
     Event,
     Instruction,
@@ -202,6 +203,7 @@ class Driver:
                 raise RetryableError(f"no replica can be reached any more ({self._last_loss}). {RESUME}")
             for ref in self._wait():
                 self._take(ref, on_receipt)
+        self._record_depths()
         if self.state.given_up:
             unit, reason = next(iter(self.state.given_up.items()))
             raise RetryableError(
@@ -223,6 +225,7 @@ class Driver:
             self._ticked_s = now_s
             self._handle(Tick())
             self._look_at_fleet()
+            self._record_depths()
         if now_s - self._looked_s >= LOOK_AT_LEDGER_S:
             self._looked_s = now_s
             self._handle(UnitsFound(frozenset(self.others.committed())))
@@ -239,8 +242,19 @@ class Driver:
             self._seen.setdefault(replica, _Seen())
         for replica in self.fleet.draining:
             if replica in self.state.replicas and replica not in self.state.draining:
-                log.warning("replica %d: its node will be taken away; it finishes what it holds", replica)
+                log.warning("replica %d: its node will be taken away; it finishes what it holds", replica, extra={"replica": replica})
                 self._handle(ReplicaDraining(replica))
+
+    def _record_depths(self) -> None:
+        state = self.state
+        record(UNITS_LEFT, state.num_left)
+        for replica in self._seen:
+            record(LEASES, len(state.replicas.get(replica, ())), replica=str(replica))
+        num_draining = len(state.draining & state.replicas.keys())
+        record(REPLICAS, len(state.replicas) - num_draining, state="ready")
+        record(REPLICAS, num_draining, state="draining")
+        record(REPLICAS, len(state.retired), state="retired")
+        record(REPLICAS, len(self._seen.keys() - state.replicas.keys() - state.retired.keys()), state="loading")
 
     def _wait(self) -> list[Any]:
         """What has ended, or nothing after a while. Who waits in vain is told for what."""
@@ -274,17 +288,18 @@ class Driver:
                 case Run(lease):
                     self._start(lease)
                 case Restart(replica, reason):
-                    log.warning("replica %d %s; it is started again", replica, reason)
+                    log.warning("replica %d %s; it is started again", replica, reason, extra={"replica": replica})
+                    self._record_restart(replica, "overdue")
                     self._forget(replica)
                     self.fleet.restart(replica)
                     self._probe_later(replica)
                 case Retire(replica, reason):
-                    log.error("replica %d fails again and again, and is left alone: %s", replica, reason)
+                    log.error("replica %d fails again and again, and is left alone: %s", replica, reason, extra={"replica": replica})
                     self._forget(replica)
                     self._seen[replica].probe_at_s = None
                     self.fleet.retire(replica)
                 case Refuse(unit, row, reason):
-                    log.error("unit %d: row %d is refused: %s", unit, self.units[unit].rows[row].index, reason)
+                    log.error("unit %d: row %d is refused: %s", unit, self.units[unit].rows[row].index, reason, extra={"unit": unit})
 
     def _start(self, lease: Lease) -> None:
         task, whole = lease.task, self.units[lease.task.unit]
@@ -366,11 +381,13 @@ class Driver:
             self._parts.pop(task.unit, None)
             if task.unit not in self.state.stored:  # the second of two leases of one unit has nothing new to say
                 self.num_double += not answer.is_ours
+                _record_receipt(answer, lease.replica)
                 on_receipt(answer)
 
     def _failure(self, lease: Lease, error: RayTaskError) -> LeaseFailed:
         """Raises what ends the run: wrong data, a defect, or anything unknown before a single unit has succeeded."""
         cause = error.cause
+        record(RETRIES, 1, replica=str(lease.replica), reason="failed")
         if isinstance(cause, RetryableError):
             log.warning("unit %d on replica %d: %s; it will be done again", lease.task.unit, lease.replica, cause, extra=about(lease))
             return LeaseFailed(lease.number, str(cause), is_fault=isinstance(cause, LostError))
@@ -389,14 +406,32 @@ class Driver:
         log.warning(
             "replica %d was lost (%s); %s; it is being started again", replica, why, struck, extra={"replica": replica, "units": held}
         )
+        self._record_restart(replica, "lost")
         self._forget(replica)
         self._probe_later(replica)
         self._handle(ReplicaLost(replica, reason, is_fault=is_fault))
+
+    def _record_restart(self, replica: int, reason: str) -> None:
+        """To be called before it is forgotten what the replica held."""
+        num_held = sum(lease.replica == replica for lease in self._leases.values())
+        record(RESTARTS, 1, replica=str(replica), reason=reason)
+        record(RETRIES, num_held, replica=str(replica), reason=reason)
 
 
 def about(lease: Lease) -> dict[str, Any]:
     """What a log record of the lease is about."""
     return {"lease": lease.number, "replica": lease.replica, "unit": lease.task.unit, "kind": lease.task.kind.value}
+
+
+def _record_receipt(receipt: Receipt, replica: int) -> None:
+    """Of units that are this run's own: those of two runs on one store add up to what it holds."""
+    if not receipt.is_ours:
+        return
+    name = str(replica)
+    record(UNITS, 1, replica=name)
+    record(UNIT_SECONDS, receipt.seconds, replica=name)
+    record(ROWS, receipt.num_stored, replica=name, outcome="stored")
+    record(ROWS, receipt.num_refused, replica=name, outcome="refused")
 
 
 def _first_line(error: BaseException) -> str:

@@ -129,6 +129,11 @@ class SchedulerState:
         """Every unit is stored or given up; or the run was stopped, and nothing is under way."""
         return not self._units or (self.stop_reason is not None and not self.leases)
 
+    @property
+    def num_left(self) -> int:
+        """Units that are neither stored nor given up."""
+        return len(self._units)
+
     def handle(self, event: Event, now_s: float) -> list[Instruction]:
         """Take the event in; answers what is to be done now. Raises StateError for an event that cannot be."""
         instructions: list[Instruction] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import uuid
 from collections.abc import Sequence
 
@@ -20,6 +21,8 @@ class Decoding:
     def __init__(self, requests: Sequence[GenerationRequest], sampling: Sampling, stop_ids: npt.NDArray[np.int64]) -> None:
         self.name = uuid.uuid4().hex
         """Of its KV cache. A batch that is begun again is a new one, with a cache of its own."""
+        self.began_s = time.perf_counter()
+        """By the clock of `time.perf_counter`."""
         self._max_new_tokens, self._stop_ids = sampling.max_new_tokens, stop_ids
         prompt_BT, self._pad_B = pad_left([request.prompt_ids for request in requests])
         self._uniform_BS: Float64 = np.stack([uniform_stream(sampling.seed, r.stream, sampling.max_new_tokens) for r in requests])

@@ -7,6 +7,7 @@ once, so that every stage has work; how many is bounded for the whole replica, w
 from __future__ import annotations
 
 import itertools
+import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,12 +16,16 @@ from typing import Any
 import numpy as np
 
 from persona_ray.errors import IntegrityError, OutOfMemoryError
+from persona_ray.metrics import BATCH_SECONDS, PADDING_TOKENS, TOKENS, record
 from persona_ray.shards.batching import Positions, batches_by_length, pad_right, padded_tokens
 from persona_ray.shards.decoding import Decoding
 from persona_ray.shards.limits import Limit, Window
 from persona_ray.shards.link import StageLink
 from persona_ray.shards.plan import ReplicaSpec
 from persona_ray.spec import Captured, Edit, Float32, Generated, GenerationRequest, Sampling, Spans
+
+_Step = tuple[Positions, Decoding, object]
+"""A batch that is being generated, and the future of its next tokens."""
 
 
 class ShardEngine:
@@ -55,23 +60,32 @@ class ShardEngine:
         lengths = [len(rollout.token_ids) for rollout in rollouts]
         planned = batches_by_length(lengths, self._spec.batch_tokens)
         waiting = deque(self._capture_limit.applied(planned, lengths))
-        in_flight: deque[tuple[Positions, list[tuple[StageLink, object]]]] = deque()
+        in_flight: deque[tuple[Positions, list[tuple[StageLink, object]], float]] = deque()
         done: list[Positions] = []
         means_LD: dict[int, Float32] = {}
         with self._capturing.claims() as claim:
             while waiting or in_flight:
                 if waiting and claim(len(in_flight)):
                     batch = waiting.popleft()
-                    in_flight.append((batch, self._submit_capture([rollouts[i] for i in batch])))
+                    began = time.perf_counter()
+                    in_flight.append((batch, self._submit_capture([rollouts[i] for i in batch]), began))
                     continue
-                batch, futures = in_flight.popleft()
+                batch, futures, began = in_flight.popleft()
                 try:
                     means_LD.update(self._collect(batch, futures))
                     done.append(batch)
+                    _record("capture", "captured", [lengths[i] for i in batch], began)
                 except OutOfMemoryError as error:
                     waiting.extendleft(reversed(self._capture_limit.halved(batch, lengths, error)))
         notes = () if set(done) == set(planned) else (f"out of memory: {len(planned)} batches were done as {len(done)}",)
-        return Captured(np.stack([means_LD[i] for i in range(len(rollouts))]), sum(padded_tokens(b, lengths) for b in done), notes)
+        means_RLD = np.stack([means_LD[i] for i in range(len(rollouts))])
+        return Captured(means_RLD, sum(padded_tokens(b, lengths) for b in done), notes, self._peak_device_bytes())
+
+    def _peak_device_bytes(self) -> int | None:
+        """Of the shard that took most. On CPUs nobody is asked: it costs a turn in the queue of every stage."""
+        if self._spec.stages[0].device == "cpu":
+            return None
+        return max(int(process["peak_device_bytes"]) for stage in self.usage() for process in stage)
 
     def _submit_capture(self, rollouts: Sequence[Spans]) -> list[tuple[StageLink, object]]:
         start_B = np.array([r.start for r in rollouts], np.int32)
@@ -95,7 +109,7 @@ class ShardEngine:
         lengths = [len(request.prompt_ids) + sampling.max_new_tokens for request in requests]
         planned = batches_by_length(lengths, self._spec.decode_tokens, self._spec.step_cost_tokens * sampling.max_new_tokens)
         waiting = deque(self._decode_limit.applied(planned, lengths))
-        in_flight: deque[tuple[Positions, Decoding, object]] = deque()
+        in_flight: deque[_Step] = deque()
         answers: dict[int, Generated] = {}
         with self._decoding.claims() as claim, self._forgetting(in_flight):
             while waiting or in_flight:
@@ -115,7 +129,10 @@ class ShardEngine:
                 in_flight.popleft()
                 if decoding.is_done:
                     self._drop(decoding)
-                    answers.update(zip(batch, decoding.answers(), strict=True))
+                    given = decoding.answers()
+                    answers.update(zip(batch, given, strict=True))
+                    record(TOKENS, sum(len(answer.answer_ids) for answer in given), phase="generated")
+                    _record("generate", "prompt", [len(requests[i].prompt_ids) for i in batch], decoding.began_s)
                 else:
                     in_flight.append((batch, decoding, self._submit_step(decoding, sampling, edits)))
         return [answers[i] for i in range(len(requests))]
@@ -131,13 +148,20 @@ class ShardEngine:
             link.drop(decoding.name)
 
     @contextmanager
-    def _forgetting(self, in_flight: deque[tuple[Positions, Decoding, object]]) -> Iterator[None]:
+    def _forgetting(self, in_flight: deque[_Step]) -> Iterator[None]:
         """No cache outlives the call, however it ends."""
         try:
             yield
         finally:
             for _, decoding, _ in in_flight:
                 self._drop(decoding)
+
+
+def _record(phase: str, kind: str, lengths: Sequence[int], began_s: float) -> None:
+    """A batch is done; `lengths` of the sequences that were padded to the longest."""
+    record(BATCH_SECONDS, time.perf_counter() - began_s, phase=phase)
+    record(TOKENS, sum(lengths), phase=kind)
+    record(PADDING_TOKENS, len(lengths) * max(lengths) - sum(lengths), phase=kind)
 
 
 def check_captured(means_LBD: Float32, captured: Sequence[int]) -> None:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from persona_ray.errors import OutOfMemoryError, RetryableError
+from persona_ray.metrics import GPU_MEMORY_BYTES, STAGE_BUSY_SECONDS, record
 from persona_ray.shards.cache import StageCache
 from persona_ray.shards.fetch import fetch_stage
 from persona_ray.shards.load import load_stage
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 Hidden = Array | Tensor
 """Token ids or hidden states, on the host or on a device."""
+
+MEMORY_EVERY_S = 2.0
+"""How often it is recorded: asking the allocator costs as much as a small kernel."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +95,7 @@ class Stage:
         self._after_block: Callable[[int, Tensor], Tensor] | None = None
         self._caches: dict[str, StageCache] = {}
         self._turn = threading.Lock()
-        self._busy_s, self._free_at = 0.0, 0.0
+        self._busy_s, self._free_at, self._told_memory_at = 0.0, 0.0, 0.0
         for layer in range(first, end):
             self.base.layers[layer].register_forward_hook(self._hook(layer))
 
@@ -205,8 +209,14 @@ class Stage:
     def _note_busy(self, began: float) -> None:
         """Seconds at work; overlapping batches are counted once."""
         ended = time.perf_counter()
-        self._busy_s += ended - max(began, self._free_at)
+        busy_s = ended - max(began, self._free_at)
+        self._busy_s += busy_s
         self._free_at = ended
+        record(STAGE_BUSY_SECONDS, busy_s)
+        if self.device.type == "cuda" and ended - self._told_memory_at > MEMORY_EVERY_S:
+            self._told_memory_at = ended
+            record(GPU_MEMORY_BYTES, torch.cuda.memory_allocated(self.device), kind="allocated")
+            record(GPU_MEMORY_BYTES, torch.cuda.max_memory_allocated(self.device), kind="peak")
 
     def _inputs(self, x: Hidden) -> dict[str, Tensor]:
         return {"input_ids" if self.spec.is_first else "inputs_embeds": to_tensor(x, self.device)}

@@ -9,14 +9,21 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import wraps
+from typing import ParamSpec, TypeVar
 
 from zarr.abc.store import Store
 
 from persona_ray.errors import InputError, IntegrityError, StateError
+from persona_ray.metrics import STORE_BYTES, STORE_REQUESTS, STORE_SECONDS, record
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 METADATA_NAME = "zarr.json"
 LATEST_KEYS = frozenset({"scores/latest.json", "reduced/latest.json"})
@@ -48,6 +55,24 @@ class ListedObject:
     num_bytes: int
     modified_s: float
     """Seconds since 1970, by the service's clock."""
+
+
+def recorded(operation: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """For the methods of a backend that make requests: how many succeed, and what they take, goes into the run's metrics."""
+
+    def decorate(method: Callable[P, T]) -> Callable[P, T]:
+        @wraps(method)
+        def call(*arguments: P.args, **named: P.kwargs) -> T:
+            began = time.perf_counter()
+            answer = method(*arguments, **named)
+            record(STORE_SECONDS, time.perf_counter() - began, operation=operation)
+            record(STORE_REQUESTS, 1, operation=operation)
+            record(STORE_BYTES, sum(len(part) for part in (*arguments, answer) if isinstance(part, bytes)), operation=operation)
+            return answer
+
+        return call
+
+    return decorate
 
 
 class Backend(ABC):

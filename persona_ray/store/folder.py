@@ -17,7 +17,7 @@ from typing import BinaryIO
 from zarr.storage import LocalStore
 
 from persona_ray.errors import InputError, RetryableError
-from persona_ray.store.backend import Backend, ListedObject, StoredObject
+from persona_ray.store.backend import Backend, ListedObject, StoredObject, recorded
 
 TEMPORARY_FOLDER = "_tmp"
 PASSING_FAULTS = frozenset(
@@ -34,6 +34,7 @@ class FolderBackend(Backend):
         self.root = root
         self.url = str(root)
 
+    @recorded("create")
     def create_once(self, key: str, data: bytes) -> StoredObject:  # noqa: D102
         target = self.root / key
         with self._errors_in_words(key), self._temporary_file(data) as temporary:
@@ -43,6 +44,7 @@ class FolderBackend(Backend):
             _flush_folder(target.parent)
             return StoredObject.of(data if is_new else target.read_bytes(), data)
 
+    @recorded("read")
     def get_or_none(self, key: str) -> bytes | None:  # noqa: D102
         with self._errors_in_words(key):
             try:
@@ -50,6 +52,7 @@ class FolderBackend(Backend):
             except FileNotFoundError:
                 return None
 
+    @recorded("read")
     def part_or_none(self, key: str, start: int, stop: int | None = None) -> bytes | None:  # noqa: D102
         with self._errors_in_words(key):
             try:
@@ -60,6 +63,7 @@ class FolderBackend(Backend):
             except FileNotFoundError:
                 return None
 
+    @recorded("list")
     def list_keys(self, folder: str) -> list[str]:  # noqa: D102
         with self._errors_in_words(folder):
             files = (path for path in (self.root / folder).rglob("*") if path.is_file())
@@ -84,6 +88,7 @@ class FolderBackend(Backend):
                 return
             _flush_folder(target.parent)
 
+    @recorded("list")
     def list_folders(self, folder: str) -> list[str]:  # noqa: D102
         place = self.root / folder
         with self._errors_in_words(folder):

@@ -20,7 +20,8 @@ from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import WrapperStore
 
 from persona_ray.errors import InputError, RetryableError
-from persona_ray.store.backend import PROBE_PREFIX, Backend, ListedObject, StoredObject
+from persona_ray.metrics import STORE_RETRIES, record
+from persona_ray.store.backend import PROBE_PREFIX, Backend, ListedObject, StoredObject, recorded
 
 T = TypeVar("T")
 
@@ -157,6 +158,7 @@ class RemoteBackend(Backend):
     def _fault(self, error: Exception) -> Fault:
         """What one of `faults` means."""
 
+    @recorded("create")
     def create_once(self, key: str, data: bytes) -> StoredObject:
         """See `Backend`. The exception of a failed conditional put is never believed.
 
@@ -176,15 +178,19 @@ class RemoteBackend(Backend):
 
         return self._patiently(f"creating {key}", attempt)
 
+    @recorded("read")
     def get_or_none(self, key: str) -> bytes | None:  # noqa: D102
         return self._patiently(f"reading {key}", lambda: self._read(key))
 
+    @recorded("read")
     def part_or_none(self, key: str, start: int, stop: int | None = None) -> bytes | None:  # noqa: D102
         return self._patiently(f"reading {key}", lambda: self._read_part(key, start, stop))
 
+    @recorded("list")
     def list_keys(self, folder: str) -> list[str]:  # noqa: D102
         return sorted(self._patiently(f"listing {folder or 'the store'}", lambda: self._keys(folder)))
 
+    @recorded("list")
     def list_objects(self, folder: str) -> list[ListedObject]:  # noqa: D102
         found = self._patiently(f"listing {folder or 'the store'}", lambda: self._objects(folder))
         return sorted(found, key=lambda item: item.key)
@@ -192,6 +198,7 @@ class RemoteBackend(Backend):
     def delete(self, key: str) -> None:  # noqa: D102
         self._patiently(f"deleting {key}, for which repair and gc need the right to delete,", lambda: self._delete(key))
 
+    @recorded("list")
     def list_folders(self, folder: str) -> list[str]:  # noqa: D102
         return sorted(self._patiently(f"listing {folder or 'the store'}", lambda: self._folders(folder)))
 
@@ -213,6 +220,7 @@ class RemoteBackend(Backend):
                 return attempt()
             except self.faults as error:
                 wait_s = trial.wait_s(self._fault(error))
+            record(STORE_RETRIES, 1)
             time.sleep(wait_s)
 
 
@@ -256,6 +264,7 @@ class PatientStore(WrapperStore[Store]):
                 return await super().get(key, prototype, byte_range)
             except self._backend.faults as error:
                 wait_s = trial.wait_s(self._backend._fault(error))  # noqa: SLF001
+            record(STORE_RETRIES, 1)
             await asyncio.sleep(wait_s)
 
 

@@ -19,8 +19,10 @@ from ray.experimental.collective import create_collective_group, destroy_collect
 from ray.util.placement_group import PlacementGroup
 
 from persona_ray.errors import RetryableError
+from persona_ray.logs import at_work
 from persona_ray.shards.actors.calls import answers
 from persona_ray.shards.actors.placement import place_in, shard_options
+from persona_ray.shards.actors.process import Owner
 from persona_ray.shards.actors.stage import FAILURE_GRACE_S, DirectLink, GroupLink, ObjectLink, StageActor
 from persona_ray.shards.engine import ShardEngine
 from persona_ray.shards.link import LocalLink, StageLink
@@ -61,9 +63,12 @@ class SplitWork(UnitWork, Protocol):
 class ReplicaActor:
     """All shards of one copy of the model, and the hand that feeds them. A single shard lives in this very process."""
 
-    def __init__(self, spec: ReplicaSpec, work: UnitWork, name: str, place: PlacementGroup) -> None:
+    def __init__(self, spec: ReplicaSpec, work: UnitWork, name: str, place: PlacementGroup, owner: Owner | None = None) -> None:
+        """`owner`: for metrics and logs; None: it keeps silent."""
+        if owner is not None:
+            owner.sign()
         self._spec, self._work = spec, work
-        self._shards = _LocalShard(spec) if spec.is_one_process else _Shards(spec, name, place)
+        self._shards = _LocalShard(spec) if spec.is_one_process else _Shards(spec, name, place, owner)
         self._engine: ShardEngine | None = None
         self._is_suspect = False
         """Something failed that a lost shard may be behind: look after all of them before the next unit."""
@@ -88,22 +93,22 @@ class ReplicaActor:
 
     def run(self, unit: Unit) -> Receipt:
         """The unit, from text to marker."""
-        with self._suspicion() as engine:
+        with self._working(unit, "whole") as engine:
             return self._work(unit, engine)
 
     def text(self, unit: Unit) -> tuple[Rollout, ...]:
         """Of a part of a unit."""
-        with self._suspicion() as engine:
+        with self._working(unit, "text") as engine:
             return cast("SplitWork", self._work).text(unit, engine)
 
     def finish(self, unit: Unit, rollouts: Sequence[Rollout]) -> Receipt:
         """The unit, from its rollouts to the marker."""
-        with self._suspicion() as engine:
+        with self._working(unit, "finish") as engine:
             return cast("SplitWork", self._work).finish(unit, engine, rollouts)
 
     def trial(self, unit: Unit) -> None:
         """Do these rows bring the replica down?"""
-        with self._suspicion() as engine:
+        with self._working(unit, "trial") as engine:
             cast("SplitWork", self._work).trial(unit, engine)
 
     def generate(self, requests: Sequence[GenerationRequest], sampling: Sampling, edits: Sequence[Edit]) -> list[Generated]:
@@ -114,6 +119,14 @@ class ReplicaActor:
     def usage(self) -> list[list[Mapping[str, float]]]:
         """What the processes of each stage took so far."""
         return self._ready_engine().usage()
+
+    @contextmanager
+    def _working(self, unit: Unit, kind: str) -> Iterator[ShardEngine]:
+        """The engine, for a unit; what is logged meanwhile says for which one."""
+        began = time.monotonic()
+        with at_work(unit=unit.index, kind=kind), self._suspicion() as engine:
+            yield engine
+            log.info("%d rows done in %.1f s", len(unit.rows), time.monotonic() - began)
 
     @contextmanager
     def _suspicion(self) -> Iterator[ShardEngine]:
@@ -149,8 +162,8 @@ class _LocalShard:
 class _Shards:
     """The shards of a replica in actors of their own: started, loaded, and started again when one is lost."""
 
-    def __init__(self, spec: ReplicaSpec, name: str, place: PlacementGroup) -> None:
-        self._spec, self._name, self._place = spec, name, place
+    def __init__(self, spec: ReplicaSpec, name: str, place: PlacementGroup, owner: Owner | None) -> None:
+        self._spec, self._name, self._place, self._owner = spec, name, place, owner
         self._handles: dict[int, list[Any]] = {}
         """Stage -> its ranks."""
         self._ports: dict[int, int] = {}
@@ -222,7 +235,7 @@ class _Shards:
         self._num_started += 1  # a name is free again only when its actor's end has come around
         return [
             actor.options(name=f"{self._name}-stage-{stage}-rank-{rank}-{self._num_started}", **options).remote(
-                spec.stages[stage], rank, self._is_direct
+                spec.stages[stage], rank, self._is_direct, stage, self._owner
             )
             for rank in range(spec.tensor_parallel)
         ]

@@ -24,6 +24,7 @@ from persona_ray.shards.actors.placement import (
     shard_options,
     stands,
 )
+from persona_ray.shards.actors.process import Owner
 from persona_ray.shards.actors.replica import ReplicaActor, UnitWork
 from persona_ray.shards.plan import ReplicaSpec
 from persona_ray.shards.prices import devices_of
@@ -49,7 +50,7 @@ class Replicas:
         self._spec, self._work = spec, work
         # On CPUs `auto` is one: how many the cores would carry says nothing about how fast they would be.
         self._count = 1 if count == "auto" and not spec.gpus_per_shard else count
-        self._name = f"{name}-{uuid.uuid4().hex[:8]}"
+        self._run, self._name = name, f"{name}-{uuid.uuid4().hex[:8]}"
         self._handles: dict[int, Any] = {}
         self._asked_for: dict[int, PlacementGroup] = {}
         """Replica -> its place, there or not."""
@@ -177,4 +178,4 @@ class Replicas:
             "max_task_retries": 0,
             "max_concurrency": self._spec.concurrent_units + 1,
         }
-        return ray.remote(ReplicaActor).options(**options).remote(self._spec, self._work, name, place)
+        return ray.remote(ReplicaActor).options(**options).remote(self._spec, self._work, name, place, Owner(self._run, index))

@@ -13,6 +13,7 @@ from typing import Any
 
 from persona_ray.errors import RetryableError
 from persona_ray.shards.actors.calls import answer, answers
+from persona_ray.shards.actors.process import Owner
 from persona_ray.shards.plan import StageSpec
 from persona_ray.shards.stage import DecodeStep, Hidden, Rank, Stage
 from persona_ray.spec import Edit, Float32, Float64, Int32, Sampling
@@ -24,7 +25,10 @@ FAILURE_GRACE_S = 10.0
 class StageActor:
     """A stage in its own process."""
 
-    def __init__(self, spec: StageSpec, rank: int, hands_on_tensors: bool) -> None:
+    def __init__(self, spec: StageSpec, rank: int, hands_on_tensors: bool, stage: int, owner: Owner | None) -> None:
+        """`stage`: its number in the replica that owns it."""
+        if owner is not None:
+            owner.sign(stage=stage, rank=rank)
         self._spec, self._rank, self._hands_on_tensors = spec, rank, hands_on_tensors
         self._stage: Stage | None = None
         self._kept: dict[int, Float32 | Exception] = {}
