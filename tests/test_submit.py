@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -268,9 +269,9 @@ def test_rates_are_those_of_the_last_minutes(tmp_path: Path, monkeypatch: pytest
     store = open_store(Toy(rows=40).fill(tmp_path / "store", range(5), refused={1: "empty answer", 9: "too long", 17: "too long"}))
     dates = [NOON - 9000, NOON, NOON + 10, NOON + 30, NOON + 40]
     made = {"hardware": "H100", "tokens": 100, "seconds": {"rollouts": 20.0, "capture": 10.0}, "concurrent_units": 2}
+    gpu = {0: {"hardware": "A100"}, 3: {"peak_device_bytes": 61_200_000_000}, 4: {"peak_device_bytes": 40_000_000_000}}
     dated = {
-        unit: replace(marker, created=at(dates[unit]), made=made | ({"hardware": "A100"} if unit == 0 else {}))
-        for unit, marker in store.ledger.markers().items()
+        unit: replace(marker, created=at(dates[unit]), made=made | gpu.get(unit, {})) for unit, marker in store.ledger.markers().items()
     }
     monkeypatch.setattr(store, "markers", lambda: [dated])
     found = store_progress(store, NOON + 60)
@@ -278,12 +279,18 @@ def test_rates_are_those_of_the_last_minutes(tmp_path: Path, monkeypatch: pytest
     assert found["rates"] == {"rows_per_s": 0.3, "tokens_per_s": 7.5, "busy_replicas": 1.12, "over_s": 40.0}
     assert found["seconds_left"] == round(20 / 0.3)
     assert found["hardware"] == {"H100": 4, "A100": 1}
+    assert found["peak_device_bytes"] == 61_200_000_000
+    console = Console(record=True, width=120)
+    console.print(status_table({"run": None, "store": found, "problem": None}))
+    assert re.search(r"GPU memory +61\.2 GB at most, on the fullest GPU", console.export_text())
     assert (found["units"], found["is_complete"]) == ({"planned": 10, "committed": 5}, False)
     assert store_progress(store, NOON + 3600)["seconds_left"] is None
     monkeypatch.setattr(store, "markers", lambda: [{0: dated[0]}])
-    assert store_progress(store, NOON)["rates"] is None
+    alone = store_progress(store, NOON)
+    assert alone["rates"] is alone["peak_device_bytes"] is None
     monkeypatch.setattr(store, "markers", lambda: [{}])
-    assert (found := store_progress(store, NOON))["last_commit"] is found["rates"] is None
+    none = store_progress(store, NOON)
+    assert none["last_commit"] is none["rates"] is None
 
 
 def test_money_is_told_where_its_price_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,8 @@ WINDOW_S = 600.0
 def store_progress(store: StoreReader, now_s: float) -> dict[str, Any]:
     """Plain JSON values. `now_s`: seconds since 1970. Markers that were read before are not read again.
 
-    `rates` is None until two units were committed one after the other, `seconds_left` where nothing was committed lately.
+    `rates` is None until two units were committed one after the other, `seconds_left` where nothing was committed lately;
+    `peak_device_bytes`, of the shard that took most memory of its GPU, where nothing was computed on one.
     """
     by_set = store.markers()
     if any(unit not in store.plans for unit in by_set[0]):
@@ -46,6 +47,9 @@ def store_progress(store: StoreReader, now_s: float) -> dict[str, Any]:
         ],
         "rates": rates,
         "hardware": dict(Counter(str(marker.made.get("hardware", "unknown")) for marker in every).most_common()),
+        "peak_device_bytes": max(
+            (marker.made["peak_device_bytes"] for marker in every if "peak_device_bytes" in marker.made), default=None
+        ),
         "last_commit": max((marker.created for marker in every), default=None),
         "seconds_left": round(left / rates["rows_per_s"]) if rates and is_moving else None,
         "money": _money(plans.files[-1].job, every, left),

@@ -194,6 +194,8 @@ def _speed_lines(store: Facts) -> Iterator[tuple[str, str]]:
         yield "replicas", f"about {rates['busy_replicas']:.1f} busy in that time"
     for name, units in store["hardware"].items():
         yield "hardware", f"{name} ({count(units, 'unit')})"
+    if store["peak_device_bytes"] is not None:
+        yield "GPU memory", f"{store['peak_device_bytes'] / 1e9:.1f} GB at most, on the fullest GPU"
 
 
 def _bar(done: int, total: int) -> str:

@@ -90,6 +90,7 @@ class ExtractUnit:
             "batch_tokens": self.batch_tokens,
             "tokens": num_tokens,
             "padded_tokens": captured.padded_tokens,
+            **({} if captured.peak_device_bytes is None else {"peak_device_bytes": captured.peak_device_bytes}),
             "notes": list(captured.notes),
             "seconds": {"rollouts": round(told - began, 3), "capture": round(time.perf_counter() - told, 3)},
         }
