@@ -19,6 +19,7 @@ from persona_ray.shards.actors.placement import (
     is_placed,
     nodes_of,
     place_in,
+    require_hope,
     require_room,
     reserve,
     shard_options,
@@ -117,6 +118,7 @@ class Replicas:
         while not self._handles:
             self.look_around()
             if not self._handles and time.monotonic() - told > SILENCE_S:
+                require_hope(self._spec, self._asked_for[0])
                 log.warning("%s", self.waits_for)
                 told = time.monotonic()
             if not self._handles:
