@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 import ray
+from ray._raylet import GcsClient
 from ray.cluster_utils import Cluster
+from ray.core.generated.autoscaler_pb2 import DrainNodeReason
 from ray.util.placement_group import placement_group_table, remove_placement_group
 
 from persona_ray.errors import InputError
@@ -159,4 +161,73 @@ class UntilThreeNodesWorked:
         notes = list(self.folder.iterdir())
         if len(notes) > 10:
             eventually(lambda: len({note.read_text() for note in self.folder.iterdir()} - {""}) == 3, seconds=150)
+        return Receipt(unit.index, 0, 0, 0, 0.0)
+
+
+def test_a_node_that_the_cloud_will_take_away_finishes_what_it_holds_and_gets_no_more(
+    chat_model: Path, tmp_path: Path, three_nodes: Cluster
+) -> None:
+    """A preemption notice, as a cloud gives it to Ray; the node is gone when it has done its part, and nothing is done twice."""
+    nodes = [three_nodes.add_node(num_cpus=1, num_gpus=1, labels={ACCELERATOR_LABEL: "A100"}) for _ in range(2)]
+    spec = spec_of(chat_model, accelerator="A100")
+    units = {index: Unit(index, ()) for index in range(12)}
+    state = SchedulerState(dict.fromkeys(units, 1), rules=Rules(leases_per_replica=spec.concurrent_units, parts=1, window=1))
+    doomed: list[str] = []
+    held: set[int] = set()
+
+    def on_receipt(_: Receipt) -> None:
+        if not doomed:
+            (node,) = nodes_of(replicas._asked_for[0])
+            doomed.append(node)
+            preempt(node)
+
+    def look() -> None:
+        if state.draining and not held:
+            held.update(lease.task.unit for lease in state.leases.values() if lease.replica == 0)
+            say(tmp_path, "drained", doomed[0])
+        elif held and held <= state.stored and not (tmp_path / "gone").exists():
+            three_nodes.remove_node(next(node for node in nodes if node.node_id == doomed[0]))
+            say(tmp_path, "gone", doomed[0])
+
+    with Replicas(spec, UnitsAroundALoss(tmp_path), count=2, name="preempted") as replicas:
+        eventually(lambda: replicas.look_around() or len(replicas.handles) == 2)
+        for handle in replicas.handles.values():
+            ray.get(handle.ready.remote())
+        Driver(state, units, replicas, stop_reason=look).run(on_receipt)
+    state.validate()
+    assert state.stored == set(units)
+    assert state.num_retries == 0, "nothing was lost, so nothing was done twice"
+    done = {unit: (tmp_path / f"{unit}.done").read_text() for unit in units}
+    assert held
+    assert {unit for unit, node in done.items() if node == doomed[0]} - {0} == held
+    three_nodes.remove_node(next(node for node in nodes if node.node_id != doomed[0]))
+
+
+def preempt(node: str) -> None:
+    """Tells Ray that the node will be taken away in ten minutes."""
+    deadline_ms = int((time.time() + 600) * 1000)
+    gcs = GcsClient(ray.get_runtime_context().gcs_address)
+    accepted, why_not = gcs.drain_node(node, DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION"), "spot", deadline_ms)
+    assert accepted, why_not
+
+
+def say(folder: Path, name: str, text: str) -> None:
+    """A note that is there only when it is whole."""
+    (folder / f"{name}.new").write_text(text)
+    (folder / f"{name}.new").rename(folder / name)
+
+
+class UnitsAroundALoss:
+    """Work that leaves a note of the node that did it. After the first unit it waits for the notice, and elsewhere for the loss."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __call__(self, unit: Unit, engine: Engine) -> Receipt:
+        node = ray.get_runtime_context().get_node_id()
+        if unit.index:
+            eventually((self.folder / "drained").exists, seconds=150)
+            if (self.folder / "drained").read_text() != node:
+                eventually((self.folder / "gone").exists, seconds=150)
+        say(self.folder, f"{unit.index}.done", node)
         return Receipt(unit.index, 0, 0, 0, 0.0)
