@@ -6,12 +6,13 @@ import json
 import logging
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from persona_ray.errors import InputError
-from persona_ray.logs import JsonLines, log_to
+from persona_ray.logs import KEYS, JsonLines, at_work, log_to
 
 
 def test_a_record_is_one_line_with_what_it_is_about() -> None:
@@ -44,3 +45,22 @@ def test_details_go_to_the_file_and_not_to_people(tmp_path: Path) -> None:
 def test_a_file_that_cannot_be_written_is_wrong_input(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"--log .*cannot be written"):
         log_to(tmp_path / "none" / "log", "r")
+
+
+def test_what_a_thread_works_on_is_in_all_it_logs_and_in_nobody_elses() -> None:
+    lines = JsonLines("a-run", replica=3, stage=0)
+
+    def facts(**extra: object) -> dict[str, object]:
+        record = logging.LogRecord("persona_ray.x", logging.INFO, "x.py", 1, "done", (), None)
+        record.__dict__.update(extra)
+        kept: dict[str, object] = json.loads(lines.format(record))
+        return {key: kept[key] for key in KEYS if key in kept}
+
+    always = {"run": "a-run", "replica": 3, "stage": 0}
+    with ThreadPoolExecutor(1) as pool, at_work(unit=7, kind="whole"):
+        with at_work(kind="trial"):
+            assert facts() == always | {"unit": 7, "kind": "trial"}
+            assert facts(unit=8) == always | {"unit": 8, "kind": "trial"}
+        assert facts() == always | {"unit": 7, "kind": "whole"}
+        assert pool.submit(facts).result() == always
+    assert facts() == always

@@ -13,8 +13,10 @@ import pytest
 import zarr
 
 from persona_ray.errors import InputError
+from persona_ray.metrics import STORE_RETRIES, recorded_by
 from persona_ray.store.address import open_backend
 from persona_ray.store.reader import open_store
+from tests.recording import Records
 from tests.s3.checks import check_committed, check_complete
 from tests.s3.conftest import ROOT, Place
 from tests.s3.proxy import Fault
@@ -61,9 +63,12 @@ def write_through_faults(place: Place, toy: Toy, rate: float, num_threads: int =
 
 
 def test_whole_units_through_random_faults(remote: Place, toy: Toy) -> None:
-    num_operations, num_faults = write_through_faults(remote, toy, FAULT_RATE)
+    records = Records()
+    with recorded_by(records):
+        num_operations, num_faults = write_through_faults(remote, toy, FAULT_RATE)
     assert num_operations > 200
     assert num_faults > 10
+    assert records.of(STORE_RETRIES)
 
 
 @pytest.mark.long

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,14 @@ import torch
 from transformers import LlamaForCausalLM
 
 from persona_ray.errors import IntegrityError, RetryableError
+from persona_ray.metrics import BATCH_SECONDS, PADDING_TOKENS, STAGE_BUSY_SECONDS, TOKENS, recorded_by
 from persona_ray.shards.cut import cut_layers
 from persona_ray.shards.engine import ShardEngine, check_captured
 from persona_ray.shards.link import LocalLink
 from persona_ray.shards.plan import ReplicaSpec, StageSpec, plan_stages
 from persona_ray.shards.stage import Stage
 from persona_ray.spec import FinishReason, GenerationRequest, Sampling, Spans
+from tests.recording import Records
 
 NUM_LAYERS, VOCABULARY, STOP_ID = 5, 211, 1
 GREEDY = Sampling(max_new_tokens=24, temperature=0)
@@ -347,3 +350,45 @@ def test_an_error_comes_out_where_one_waits_and_leaves_nothing_behind(llama_fold
         engine.generate(requests_, GREEDY)
     assert all(not link.stage._caches for link in engine._links if isinstance(link, LocalLink))
     assert all(engine._decoding._free.acquire(blocking=False) for _ in range(3))
+
+
+# ---- what it tells of itself
+
+
+def test_the_tokens_it_counts_are_those_that_it_computed(llama_folder: Path, requests_: list[GenerationRequest]) -> None:
+    engine, records = engine_of(llama_folder, 2), Records()
+    with recorded_by(records):
+        answers = engine.generate(requests_, SAMPLED)
+        spans = [
+            Spans(np.concatenate([request.prompt_ids, answer.answer_ids]), 0, len(request.prompt_ids))
+            for request, answer in zip(requests_, answers, strict=True)
+        ]
+        captured = engine.capture(spans)
+    read = sum(len(request.prompt_ids) for request in requests_)
+    assert sum(records.of(TOKENS, phase="prompt")) == read
+    assert sum(records.of(TOKENS, phase="generated")) == sum(len(answer.answer_ids) for answer in answers)
+    assert sum(records.of(TOKENS, phase="captured")) == sum(len(rollout.token_ids) for rollout in spans)
+    assert sum(records.of(TOKENS, phase="captured")) + sum(records.of(PADDING_TOKENS, phase="captured")) == captured.padded_tokens
+    assert len(records.of(BATCH_SECONDS, phase="capture")) == len(records.of(TOKENS, phase="captured")) > 1
+    assert min(records.of(BATCH_SECONDS)) > 0
+    busy_s = sum(process["busy_s"] for stage in engine.usage() for process in stage)
+    assert sum(records.of(STAGE_BUSY_SECONDS)) == pytest.approx(busy_s)
+    assert captured.peak_device_bytes is None
+
+
+class Full(LocalLink):
+    """Computes on the CPU, and pretends to a GPU's memory, in two processes."""
+
+    peak_bytes = 1000
+
+    def usage(self) -> list[dict[str, float]]:
+        Full.peak_bytes += 1000
+        return [{"peak_device_bytes": Full.peak_bytes}, {"peak_device_bytes": 5}]
+
+
+def test_on_gpus_the_fullest_shard_of_all_stages_tells_its_peak(llama_folder: Path) -> None:
+    engine = engine_of(llama_folder, 2)
+    stages = tuple(replace(stage, device="cuda") for stage in engine._spec.stages)
+    links = [Full(link.stage) for link in engine._links]
+    engine = ShardEngine(links, replace(engine._spec, stages=stages), made={})
+    assert engine.capture([Spans(np.arange(2, 9, dtype=np.int32), 0, 7)]).peak_device_bytes == 3000
