@@ -1,8 +1,7 @@
-"""Recording is heard by whoever listens, and costs nothing where nobody does."""
+"""Recording is heard by whoever listens, and by nobody else."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -31,18 +30,6 @@ def test_records_go_to_the_innermost_listener_and_to_nobody_afterwards() -> None
     assert outer.of(UNITS_LEFT) == [2, 4]
     assert inner.of(ROWS, outcome="stored") == [3]
     assert not outer.of(ROWS)
-
-
-def test_a_record_that_nobody_hears_takes_less_than_a_microsecond_or_so() -> None:
-    """A thousand in a row, at best of many tries: a busy machine must not fail it."""
-
-    def seconds() -> float:
-        began = time.perf_counter()
-        for _ in range(1000):
-            record(UNITS_LEFT, 1)
-        return time.perf_counter() - began
-
-    assert min(seconds() for _ in range(50)) < 0.01
 
 
 def test_a_store_counts_its_requests(tmp_path: Path) -> None:
