@@ -62,6 +62,18 @@ def read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return units_read
 
 
+def interrupt_at(unit: int, patch: pytest.MonkeyPatch) -> None:
+    """Whoever is about to read this unit is interrupted."""
+    really = accumulating.on_cluster
+
+    def interrupted(source: Any, units: Sequence[int], *rest: Any, **named: Any) -> Any:
+        if unit in units:
+            raise KeyboardInterrupt
+        return really(source, units, *rest, **named)
+
+    patch.setattr(accumulating, "on_cluster", interrupted)
+
+
 def accumulation(store: StoreReader, judge: str | None = None, rows: int | None = LEG * UNIT_ROWS, rank: int | None = None) -> Accumulation:
     return Accumulation(store=store, judge_name=judge, layers=store.layers, checkpoint_rows=rows, rank=rank)
 
@@ -127,14 +139,7 @@ def test_interrupted_in_the_middle_it_goes_on_from_the_last_checkpoint(
 ) -> None:
     store = open_store(big_toy.fill(tmp_path / "store"))
     with monkeypatch.context() as patch:
-        spied = accumulating.on_cluster
-
-        def interrupted(source: Any, units: Sequence[int], *rest: Any, **named: Any) -> Any:
-            if 4 in units:
-                raise KeyboardInterrupt
-            return spied(source, units, *rest, **named)
-
-        patch.setattr(accumulating, "on_cluster", interrupted)
+        interrupt_at(4, patch)
         with pytest.raises(KeyboardInterrupt):
             moments_of(store)
     read.clear()
@@ -210,14 +215,7 @@ def test_components_have_the_same_bits_whenever_units_came_and_who_read_them(
     assert sorted(read) == [0, 1, 2, 3]
     big_toy.fill(tmp_path / "store", units=range(4, 7))
     with monkeypatch.context() as patch:
-        spied = accumulating.on_cluster
-
-        def interrupted(source: Any, units: Sequence[int], *rest: Any, **named: Any) -> Any:
-            if 6 in units:
-                raise KeyboardInterrupt
-            return spied(source, units, *rest, **named)
-
-        patch.setattr(accumulating, "on_cluster", interrupted)
+        interrupt_at(6, patch)
         with pytest.raises(KeyboardInterrupt):
             pca_of(store)
     read.clear()
