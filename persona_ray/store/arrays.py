@@ -6,9 +6,10 @@ asks has seen to it that the unit is committed.
 
 from __future__ import annotations
 
+import os
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
-from threading import Lock
+from threading import BoundedSemaphore, Lock
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +25,10 @@ WHOLE_FROM = 0.5
 """Share of a unit's layers above which its object is read whole, by one request, instead of an index and parts."""
 MAX_INDICES = 4096
 """Kept for the next layer; each takes 16 bytes a layer."""
+DECODING = BoundedSemaphore(max(1, (os.cpu_count() or 1) // 2))
+"""Held while numbers are decoded. Reads wait for the network, so more of them are under way than there are cores; units that are
+decoded at once on the same cores only take each other's memory. Half of the cores are for the client, and for whoever uses the numbers.
+"""
 DAMAGE = (ValueError, RuntimeError)
 """What `blocks` raises for bytes that it cannot decode."""
 
@@ -114,12 +119,13 @@ def _decode(spec: ArraySpec, chunks: Chunks, places: Sequence[tuple[int, int]], 
     dtype = NATIVE if spec.dtype == NATIVE.name else np.dtype(spec.dtype)
     spare_RD = np.empty((0, width), dtype=dtype)
     is_unit = np.array_equal(rows_R, np.arange(unit_rows))
-    for place, there in places:
-        target_RD = out_RLD[:, place]
-        if is_unit and dtype == target_RD.dtype and target_RD.flags.c_contiguous:
-            decode_inner(target_RD, chunks[there], spec.fill)
-            continue
-        if not len(spare_RD):
-            spare_RD = np.empty((unit_rows, width), dtype=dtype)
-        decode_inner(spare_RD, chunks[there], spec.fill)
-        target_RD[...] = spare_RD[rows_R]
+    with DECODING:
+        for place, there in places:
+            target_RD = out_RLD[:, place]
+            if is_unit and dtype == target_RD.dtype and target_RD.flags.c_contiguous:
+                decode_inner(target_RD, chunks[there], spec.fill)
+                continue
+            if not len(spare_RD):
+                spare_RD = np.empty((unit_rows, width), dtype=dtype)
+            decode_inner(spare_RD, chunks[there], spec.fill)
+            target_RD[...] = spare_RD[rows_R]

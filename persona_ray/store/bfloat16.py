@@ -23,6 +23,8 @@ from zarr.dtype import data_type_registry
 
 NAME = "bfloat16"
 NATIVE = np.dtype(ml_dtypes.bfloat16)
+LARGEST_ROUNDED = np.array(0x7F7F7FFF, dtype=np.uint32).view(np.float32)[()]
+"""The largest float32 that does not become infinite as bfloat16, to which it is rounded to nearest, ties to even."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,20 +61,6 @@ class BFloat16(BaseFloat[Any, Any]):
 def widened(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """bfloat16 values as float32, which holds them all; anything else as it is."""
     return values.astype(np.float32) if values.dtype == NATIVE else values
-
-
-def rounded(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """float32 values that bfloat16 holds: to nearest, ties to even; too large ones become infinite. Values must be finite.
-
-    The same as there and back through ml_dtypes, in a third of the time.
-    """
-    bits = np.ascontiguousarray(values).view(np.uint32)
-    rounded_bits = bits >> 16
-    rounded_bits &= 1
-    rounded_bits += np.uint32(0x7FFF)
-    rounded_bits += bits
-    rounded_bits &= np.uint32(0xFFFF0000)
-    return rounded_bits.view(np.float32)
 
 
 data_type_registry.register(NAME, BFloat16)

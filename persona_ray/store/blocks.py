@@ -15,7 +15,10 @@ import numpy as np
 import numpy.typing as npt
 from numcodecs.blosc import Blosc
 
-CNAME, CLEVEL = "lz4", 5
+from persona_ray.store import halves
+from persona_ray.store.bfloat16 import NATIVE, widened
+from persona_ray.store.halves import CLEVEL, CNAME
+
 ABSENT = 2**64 - 1
 """Offset and size of an inner chunk that was never written."""
 HEADER_BYTES = 16
@@ -31,17 +34,21 @@ def encode_chunk(values: npt.NDArray[np.generic]) -> bytes:
     return chunk + _sum_of(chunk)
 
 
-def encode_shard(values_RLD: npt.NDArray[np.generic]) -> bytes:
-    """One inner chunk for each place of the second dim, then the index: offset and size of each, and its check sum."""
-    parts: list[bytes] = []
+def encode_shard(values_RLD: npt.NDArray[np.generic], dtype: str, *, is_rounded: bool = False) -> bytes:
+    """One inner chunk for each place of the second dim, then the index: offset and size of each, and its check sum.
+
+    `is_rounded`: `dtype` is float32, and the values are rounded to bfloat16 on the way.
+    """
+    parts: list[bytes | memoryview] = []
     sizes: list[int] = []
     # One for all: fresh memory for each costs more than moving the values.
-    values_RD = np.empty((values_RLD.shape[0], *values_RLD.shape[2:]), dtype=values_RLD.dtype)
+    values_RD = np.empty((values_RLD.shape[0], *values_RLD.shape[2:]), dtype=NATIVE if is_rounded else np.dtype(dtype))
     for place in range(values_RLD.shape[1]):
         values_RD[...] = values_RLD[:, place]
-        chunk = _compressed(values_RD)
-        parts += chunk, _sum_of(chunk)
-        sizes.append(len(chunk) + _SUM.size)
+        chunk = _compressed_widened(values_RD) if is_rounded else [_compressed(values_RD)]
+        parts += chunk
+        parts.append(_sum_of(*chunk))
+        sizes.append(sum(map(len, chunk)) + _SUM.size)
     sizes_L = np.array(sizes, dtype="<u8")
     index = np.stack([np.cumsum(sizes_L) - sizes_L, sizes_L], axis=1).astype("<u8").tobytes()
     return b"".join([*parts, index, _sum_of(index)])
@@ -105,6 +112,8 @@ def _decode_into(values: npt.NDArray[np.generic], data: bytes | memoryview) -> N
     payload = _checked(data)
     if len(payload) < HEADER_BYTES or int.from_bytes(payload[4:8], "little") != values.nbytes:
         raise ValueError("a chunk of another size")
+    if values.dtype == np.float32 and halves.decompress_into(values.reshape(-1).view(np.uint32), payload):
+        return
     Blosc().decode(payload, out=values.reshape(-1).view(np.uint8))
 
 
@@ -115,8 +124,17 @@ def _compressed(values: npt.NDArray[np.generic]) -> bytes:
     return compressed
 
 
-def _sum_of(data: bytes) -> bytes:
-    return _SUM.pack(google_crc32c.value(data))
+def _compressed_widened(values: npt.NDArray[np.generic]) -> list[bytes | memoryview]:
+    """bfloat16 values as `_compressed` float32, in parts."""
+    return halves.compress(values.reshape(-1).view(np.uint16)) or [_compressed(widened(values))]
+
+
+def _sum_of(*parts: bytes | memoryview) -> bytes:
+    """Of one after the other."""
+    check_sum = 0
+    for part in parts:
+        check_sum = google_crc32c.extend(check_sum, np.frombuffer(part, dtype=np.uint8))
+    return _SUM.pack(check_sum)
 
 
 def _checked(data: bytes | memoryview) -> memoryview:

@@ -40,10 +40,14 @@ def array_objects(spec: ArraySpec, values: npt.NDArray[np.generic] | None = None
     return {f"{spec.name}/{key}": memory[key].to_bytes() for key in keys}
 
 
-def encode_unit(spec: ArraySpec, values: npt.NDArray[np.generic]) -> bytes:
-    """The one object that holds a unit of `spec`, or a chunk of planned rows; the first dim of `values` is whole, padding included."""
-    whole = np.ascontiguousarray(values, dtype=np.dtype(spec.dtype))
-    return encode_chunk(whole) if spec.shards is None else encode_shard(whole)
+def encode_unit(spec: ArraySpec, values: npt.NDArray[np.generic], *, is_rounded: bool = False) -> bytes:
+    """The one object that holds a unit of `spec`, or a chunk of planned rows; the first dim of `values` is whole, padding included.
+
+    `is_rounded`: whatever the array's dtype, its values are such as bfloat16 holds; `values` are rounded to it, to nearest, ties to even.
+    """
+    if spec.shards is not None:
+        return encode_shard(values, spec.dtype, is_rounded=is_rounded and spec.dtype == "float32")
+    return encode_chunk(np.ascontiguousarray(values, dtype=np.dtype(spec.dtype)))
 
 
 def array_document(spec: ArraySpec) -> bytes:

@@ -20,7 +20,7 @@ from persona_ray.errors import IntegrityError, StateError
 from persona_ray.spec import CapturedUnit, Float32, Rollout, Status
 from persona_ray.store.address import absolute_url, open_backend
 from persona_ray.store.backend import Backend, StoredObject
-from persona_ray.store.bfloat16 import rounded
+from persona_ray.store.bfloat16 import LARGEST_ROUNDED
 from persona_ray.store.encoding import decode_unit, encode_unit
 from persona_ray.store.layout import (
     ROUNDED,
@@ -109,8 +109,7 @@ class UnitWriter:
             return False
         text = self._check_text(captured, known or self._stored_text(unit))
         reasons = _reasons(captured)
-        activations_key, activations_RLD, stored = self._create_activations(unit, self._rounded(captured, reasons))
-        is_refused_R = _holds_nan(activations_RLD[: len(captured.rollouts)])
+        activations_key, stored, is_refused_R = self._create_activations(captured, reasons)
         objects = {parquet_key(unit): text, activations_key: stored}
         if self.layer_set == 0:
             objects |= self._create_columns(captured, is_refused_R)
@@ -178,30 +177,36 @@ class UnitWriter:
             raise StateError(f"unit {captured.index:06d}: captured from other token ids than those in {key}")
         return text.record
 
-    def _rounded(self, captured: CapturedUnit, reasons: Mapping[int, str]) -> Float32:
-        """(R, L, D) as it will be stored: rounded to bfloat16 if the store is so, refused rows NaN. Raises IntegrityError."""
-        rounded_RLD = captured.activations_RLD
-        is_finite_R: npt.NDArray[Any] = np.ones(len(rounded_RLD), dtype=bool)
-        if self._plans(captured.index).identity["store_dtype"] in ROUNDED:
-            is_finite_R = np.asarray(np.isfinite(rounded_RLD).all(axis=(1, 2)))
-            rounded_RLD = rounded(rounded_RLD)
-        is_refused_R = np.array([rollout.index in reasons for rollout in captured.rollouts])
-        is_broken_R = ~(is_finite_R & np.isfinite(rounded_RLD).all(axis=(1, 2)) | is_refused_R)
+    def _numbers(self, captured: CapturedUnit, is_refused_R: npt.NDArray[np.bool_]) -> Float32:
+        """(R, L, D), refused rows NaN. Raises IntegrityError if any other holds NaN or Inf, or would when it is stored."""
+        activations_RLD = captured.activations_RLD
+        largest = LARGEST_ROUNDED if self._is_rounded(captured.index) else np.finfo(np.float32).max
+        # NaN is neither.
+        is_finite_R = (activations_RLD.max(axis=(1, 2)) <= largest) & (activations_RLD.min(axis=(1, 2)) >= -largest)
+        is_broken_R = ~(is_finite_R | is_refused_R)
         if is_broken_R.any():
             broken = [captured.rollouts[i].index for i in np.flatnonzero(is_broken_R)]
             raise IntegrityError(f"unit {captured.index:06d}: NaN or Inf in rows {broken}; such a row must be refused with a reason")
         if is_refused_R.any():
-            rounded_RLD = np.where(is_refused_R[:, np.newaxis, np.newaxis], np.float32(np.nan), rounded_RLD)
-        return rounded_RLD
+            activations_RLD = np.where(is_refused_R[:, np.newaxis, np.newaxis], np.float32(np.nan), activations_RLD)
+        return activations_RLD
 
-    def _create_activations(self, unit: int, activations_RLD: Float32) -> tuple[str, Float32, ObjectRecord]:
-        """Key, what is really stored (the real rows first), and its record."""
+    def _is_rounded(self, unit: int) -> bool:
+        """To bfloat16."""
+        return self._plans(unit).identity["store_dtype"] in ROUNDED
+
+    def _create_activations(self, captured: CapturedUnit, reasons: Mapping[int, str]) -> tuple[str, ObjectRecord, npt.NDArray[np.bool_]]:
+        """Key and record of what is really stored, and which of the real rows it refuses, (R,)."""
+        unit = captured.index
         spec = self._array(activations_name(self.layer_set), unit)
-        key, data = chunk_key(spec, unit), encode_unit(spec, padded(spec, activations_RLD))
+        is_refused_R = np.array([rollout.index in reasons for rollout in captured.rollouts])
+        values_RLD = padded(spec, self._numbers(captured, is_refused_R))
+        key, data = chunk_key(spec, unit), encode_unit(spec, values_RLD, is_rounded=self._is_rounded(unit))
         stored = self._backend.create_once(key, data)
         if not stored.is_ours:
             activations_RLD = decode_unit(spec, self._backend.get(key), f"{self.url}: {key}")
-        return key, activations_RLD, ObjectRecord.of(stored)
+            is_refused_R = _holds_nan(activations_RLD[: len(captured.rollouts)])
+        return key, ObjectRecord.of(stored), is_refused_R
 
     def _create_columns(self, captured: CapturedUnit, is_refused_R: npt.NDArray[np.bool_]) -> dict[str, ObjectRecord]:
         """The unit's small columns: key -> record."""
