@@ -49,8 +49,8 @@ class UnitNumbers:
         self._lock = Lock()
         self._indices: OrderedDict[str, Index] = OrderedDict()
 
-    def read(self, spec: ArraySpec, unit: int, places: Sequence[tuple[int, int]], rows_R: npt.NDArray[np.int64], out_RLD: Float32) -> None:
-        """`out_RLD[:, place] = shard[rows_R, place in the shard]`, for each such pair of `places`.
+    def read(self, spec: ArraySpec, unit: int, places: Sequence[tuple[int, int]], rows_R: npt.NDArray[np.int64], out_RLD: Float32) -> bool:
+        """`out_RLD[:, place] = shard[rows_R, place in the shard]`, for each such pair of `places`; whether all of it is finite.
 
         By one request for the whole object or, for few layers, by one for the index, which is kept, and one for each run of
         neighbours. Raises IntegrityError for an object that is missing, and for damage in what is asked for.
@@ -58,14 +58,12 @@ class UnitNumbers:
         key, wanted = chunk_key(spec, unit), sorted({there for _, there in places})
         if not is_whole(spec, wanted):
             try:
-                _decode(spec, self._parts(spec, key, wanted), places, rows_R, out_RLD)
+                return _decode(spec, self._parts(spec, key, wanted), places, rows_R, out_RLD)
             except DAMAGE:
                 # Damaged, or made anew since its index was read: the whole object tells.
                 self._forget(key)
-            else:
-                return
         try:
-            _decode(spec, self._whole(spec, key, wanted), places, rows_R, out_RLD)
+            return _decode(spec, self._whole(spec, key, wanted), places, rows_R, out_RLD)
         except DAMAGE as error:
             raise IntegrityError(f"{self._backend.url}: {key}: {spec.name} cannot be decoded ({error})") from error
 
@@ -114,18 +112,22 @@ def _runs(spans: Mapping[int, tuple[int, int]]) -> list[list[tuple[int, int, int
     return runs
 
 
-def _decode(spec: ArraySpec, chunks: Chunks, places: Sequence[tuple[int, int]], rows_R: npt.NDArray[np.int64], out_RLD: Float32) -> None:
+def _decode(spec: ArraySpec, chunks: Chunks, places: Sequence[tuple[int, int]], rows_R: npt.NDArray[np.int64], out_RLD: Float32) -> bool:
     unit_rows, _, width = spec.shards or spec.chunks
     dtype = NATIVE if spec.dtype == NATIVE.name else np.dtype(spec.dtype)
     spare_RD = np.empty((0, width), dtype=dtype)
     is_unit = np.array_equal(rows_R, np.arange(unit_rows))
+    is_finite = True
     with DECODING:
         for place, there in places:
             target_RD = out_RLD[:, place]
             if is_unit and dtype == target_RD.dtype and target_RD.flags.c_contiguous:
                 decode_inner(target_RD, chunks[there], spec.fill)
-                continue
-            if not len(spare_RD):
-                spare_RD = np.empty((unit_rows, width), dtype=dtype)
-            decode_inner(spare_RD, chunks[there], spec.fill)
-            target_RD[...] = spare_RD[rows_R]
+            else:
+                if not len(spare_RD):
+                    spare_RD = np.empty((unit_rows, width), dtype=dtype)
+                decode_inner(spare_RD, chunks[there], spec.fill)
+                target_RD[...] = spare_RD[rows_R]
+            # Here, while it is at hand in the processor's cache.
+            is_finite = is_finite and bool(np.isfinite(target_RD).all())
+    return is_finite

@@ -95,7 +95,7 @@ def _blocks(buffer: memoryview, num_values: int) -> Sequence[memoryview] | None:
     starts = np.frombuffer(buffer, dtype="<i4", count=num_values // block_values, offset=HEADER.size).tolist()
     zeros = _zeros(block_values)
     found = [buffer[start:end] for start, end in zip(starts, [*starts[1:], len(buffer)], strict=True)]
-    return [block[len(zeros) :] for block in found] if all(block[: len(zeros)] == zeros for block in found) else None
+    return [block[len(zeros) :] for block in found] if all(bytes(block[: len(zeros)]) == zeros for block in found) else None
 
 
 @lru_cache

@@ -312,9 +312,11 @@ class StoreReader:
 
     def _read_into(self, out_RLD: Float32, unit: int, rows_R: npt.NDArray[np.int64], layers: Sequence[int]) -> None:
         places_R = rows_R - unit * self._plans.unit_rows
+        is_finite = True
         for layer_set, places in self._places(layers).items():
-            self._numbers.read(self._arrays[activations_name(layer_set)], unit, places, places_R, out_RLD)
-        self._check_finite(out_RLD, rows_R)
+            is_finite &= self._numbers.read(self._arrays[activations_name(layer_set)], unit, places, places_R, out_RLD)
+        if not is_finite:
+            raise self._broken(out_RLD, rows_R)
 
     def _text(self, unit: int) -> tuple[Rollout, ...]:
         key = parquet_key(unit)
@@ -361,15 +363,14 @@ class StoreReader:
         rows = [_stored(self._plans.rows(unit), [markers[unit] for markers in by_set]) for unit in units]
         return np.concatenate([np.empty(0, dtype=np.int64), *rows])
 
-    def _check_finite(self, values_RLD: Float32, rows_R: npt.NDArray[np.int64]) -> None:
-        """A committed row of a unit always is."""
+    def _broken(self, values_RLD: Float32, rows_R: npt.NDArray[np.int64]) -> IntegrityError:
+        """Committed rows of a unit that are not finite, as they always are."""
         is_broken_R = ~np.isfinite(values_RLD).all(axis=(1, 2))
-        if is_broken_R.any():
-            first = int(rows_R[np.argmax(is_broken_R)])
-            raise IntegrityError(
-                f"{self.url}: {int(is_broken_R.sum())} committed rows hold NaN or Inf (first: row {first}, "
-                f"unit {self._plans.unit_of(first):06d}); `persona-ray verify` says what is wrong there"
-            )
+        first = int(rows_R[np.argmax(is_broken_R)])
+        return IntegrityError(
+            f"{self.url}: {int(is_broken_R.sum())} committed rows hold NaN or Inf (first: row {first}, "
+            f"unit {self._plans.unit_of(first):06d}); `persona-ray verify` says what is wrong there"
+        )
 
     def _latest(self, key: str) -> str | None:
         data = self._backend.get_or_none(key)
