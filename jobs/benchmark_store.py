@@ -2,6 +2,7 @@
 
 python jobs/benchmark_store.py                                            in a temporary folder
 python jobs/benchmark_store.py --moto --url s3://team/scratch --json store.json
+python jobs/benchmark_store.py --url /dev/shm/bench --link-mb-per-s 200   also as if it were behind a network of that speed
 
 What is measured, and how, is said in persona_ray/bench_store.
 """
@@ -27,13 +28,14 @@ def parsed(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--url", action="append", default=[], help="folder, or s3:, gs: or az: URL, below which to write; again for more")
     parser.add_argument("--moto", action="store_true", help="also on a moto server, started for this")
     parser.add_argument("--store", help="a store with real activations, whose encoded share is told")
+    parser.add_argument("--link-mb-per-s", type=float, help="every place also behind a made-up link of so many megabytes a second")
     parser.add_argument("--json", type=Path, help="file for everything that was measured")
     for name, default in asdict(Settings()).items():
         shown = f"{HELP[name]} (default: {default!r})"
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default, help=shown)
     given = parser.parse_args(arguments)
     given.settings = Settings(**{name: getattr(given, name) for name in HELP})
-    if min(asdict(given.settings).values()) <= 0:
+    if min([given.link_mb_per_s or 1, *asdict(given.settings).values()]) <= 0:
         parser.error("units, threads, pairs and sizes are larger than nothing")
     return given
 
@@ -46,6 +48,7 @@ def main(arguments: Sequence[str]) -> int:
             given.settings,
             given.url,
             with_moto=given.moto,
+            link_mb_per_s=given.link_mb_per_s,
             store=given.store,
             tell=lambda line: print(line, file=sys.stderr, flush=True),
         )

@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import asdict
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from persona_ray.bench_store.encoded import encoded_share, encoding_cpu_s_per_gb
+from persona_ray.bench_store.link import link
 from persona_ray.bench_store.memory import READING, WRITING, peaks_above_start
 from persona_ray.bench_store.place import Bench, scratch
 from persona_ray.bench_store.server import moto
 from persona_ray.bench_store.settings import Settings
 from persona_ray.bench_store.work import Work
+from persona_ray.store.address import open_backend
 
 Tell = Callable[[str], object]
 """Is told a line before every long piece of work."""
 
 
-def benchmark(settings: Settings, urls: Sequence[str], *, with_moto: bool, store: str | None, tell: Tell) -> dict[str, Any]:
+def benchmark(
+    settings: Settings, urls: Sequence[str], *, with_moto: bool, link_mb_per_s: float | None, store: str | None, tell: Tell
+) -> dict[str, Any]:
     """Everything that was measured, as plain JSON values.
 
-    `urls`: places below which to write (none, and no moto: a temporary folder); `store`: one with real activations, whose encoded
-    share is told. Raises InputError for a place or a store that cannot be used.
+    `urls`: places below which to write (none, and no moto: a temporary folder); `link_mb_per_s`: each as if it were behind such a
+    link, too; `store`: one with real activations, whose encoded share is told. Raises InputError for a place or a store that cannot
+    be used.
     """
     work = Work(settings)
     tell("encoding alone")
@@ -35,18 +40,22 @@ def benchmark(settings: Settings, urls: Sequence[str], *, with_moto: bool, store
     with ExitStack() as stack:
         if not urls and not with_moto:
             urls = [stack.enter_context(TemporaryDirectory(prefix="persona-ray-bench-"))]
-        document["places"] = [_measured(url, url, work, document, tell) for url in urls]
-    if with_moto:
-        with moto() as url:
-            document["places"].append(_measured("moto", url, work, document, tell))
+        if with_moto:
+            urls = [*urls, stack.enter_context(moto())]
+        for url in urls:
+            name = "moto" if with_moto and url is urls[-1] else url
+            for rate in (None,) if link_mb_per_s is None else (None, link_mb_per_s):
+                document["places"].append(_measured(name, url, rate, work, document, tell))
     if store is not None:
         document["encoded"] = {"share": encoded_share(store), "of": store}
     return document
 
 
-def _measured(name: str, url: str, work: Work, document: dict[str, Any], tell: Tell) -> dict[str, Any]:
+def _measured(name: str, url: str, link_mb_per_s: float | None, work: Work, document: dict[str, Any], tell: Tell) -> dict[str, Any]:
     """One place. The first one's store tells the encoded share of made-up activations, too."""
-    with scratch(url) as root:
+    limit = nullcontext() if link_mb_per_s is None else link(type(open_backend(url)), link_mb_per_s)
+    name = name if link_mb_per_s is None else f"{name}, {link_mb_per_s:g} MB/s"
+    with scratch(url) as root, limit:
         bench = Bench(root, work)
         tell(f"{name}: writing")
         units = bench.begin()
@@ -54,11 +63,13 @@ def _measured(name: str, url: str, work: Work, document: dict[str, Any], tell: T
         tell(f"{name}: reading")
         reading, layer = bench.reading()
         document.setdefault("encoded", {"share": encoded_share(bench.store_url), "of": "made-up activations"})
-        tell(f"{name}: memory")
+        if not link_mb_per_s:
+            tell(f"{name}: memory")
         return {
             "place": name,
+            "link_mb_per_s": link_mb_per_s,
             WRITING: writing,
             READING: reading,
             "layer": layer,
-            "peak_mb_above_start": peaks_above_start(bench.store_url, work.settings),
+            "peak_mb_above_start": None if link_mb_per_s else peaks_above_start(bench.store_url, work.settings),
         }
