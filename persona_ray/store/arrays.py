@@ -6,10 +6,9 @@ asks has seen to it that the unit is committed.
 
 from __future__ import annotations
 
-import os
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
-from threading import BoundedSemaphore, Lock
+from threading import Lock
 
 import numpy as np
 import numpy.typing as npt
@@ -19,16 +18,13 @@ from persona_ray.spec import Float32
 from persona_ray.store.backend import Backend
 from persona_ray.store.bfloat16 import NATIVE
 from persona_ray.store.blocks import Index, decode_index, decode_inner, index_bytes, inner_chunk, span_of
+from persona_ray.store.cores import CODING
 from persona_ray.store.layout import ArraySpec, chunk_key
 
 WHOLE_FROM = 0.5
 """Share of a unit's layers above which its object is read whole, by one request, instead of an index and parts."""
 MAX_INDICES = 4096
 """Kept for the next layer; each takes 16 bytes a layer."""
-DECODING = BoundedSemaphore(max(1, (os.cpu_count() or 1) // 2))
-"""Held while numbers are decoded. Reads wait for the network, so more of them are under way than there are cores; units that are
-decoded at once on the same cores only take each other's memory. Half of the cores are for the client, and for whoever uses the numbers.
-"""
 DAMAGE = (ValueError, RuntimeError)
 """What `blocks` raises for bytes that it cannot decode."""
 
@@ -118,7 +114,7 @@ def _decode(spec: ArraySpec, chunks: Chunks, places: Sequence[tuple[int, int]], 
     spare_RD = np.empty((0, width), dtype=dtype)
     is_unit = np.array_equal(rows_R, np.arange(unit_rows))
     is_finite = True
-    with DECODING:
+    with CODING:
         for place, there in places:
             target_RD = out_RLD[:, place]
             if is_unit and dtype == target_RD.dtype and target_RD.flags.c_contiguous:

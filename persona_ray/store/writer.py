@@ -21,6 +21,7 @@ from persona_ray.spec import CapturedUnit, Float32, Rollout, Status
 from persona_ray.store.address import absolute_url, open_backend
 from persona_ray.store.backend import Backend, StoredObject
 from persona_ray.store.bfloat16 import LARGEST_ROUNDED
+from persona_ray.store.cores import CODING
 from persona_ray.store.encoding import decode_unit, encode_unit
 from persona_ray.store.layout import (
     ROUNDED,
@@ -200,8 +201,10 @@ class UnitWriter:
         unit = captured.index
         spec = self._array(activations_name(self.layer_set), unit)
         is_refused_R = np.array([rollout.index in reasons for rollout in captured.rollouts])
-        values_RLD = padded(spec, self._numbers(captured, is_refused_R))
-        key, data = chunk_key(spec, unit), encode_unit(spec, values_RLD, is_rounded=self._is_rounded(unit))
+        key = chunk_key(spec, unit)
+        with CODING:
+            values_RLD = padded(spec, self._numbers(captured, is_refused_R))
+            data = encode_unit(spec, values_RLD, is_rounded=self._is_rounded(unit))
         stored = self._backend.create_once(key, data)
         if not stored.is_ours:
             activations_RLD = decode_unit(spec, self._backend.get(key), f"{self.url}: {key}")
@@ -266,10 +269,10 @@ def _holds_nan(activations_RLD: Float32) -> npt.NDArray[np.bool_]:
 
 
 def padded(spec: ArraySpec, values_R: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """`values_R` in the array's dtype, filled up to the unit's rows with the array's fill value."""
+    """`values_R` filled up to the unit's rows with the array's fill value."""
     unit_rows = spec.chunks[0]
     if len(values_R) == unit_rows:
-        return values_R.astype(spec.dtype, copy=False)
-    whole = np.full((unit_rows, *values_R.shape[1:]), spec.fill, dtype=spec.dtype)
+        return values_R
+    whole = np.full((unit_rows, *values_R.shape[1:]), spec.fill, dtype=values_R.dtype)
     whole[: len(values_R)] = values_R
     return whole
