@@ -37,15 +37,19 @@ def benchmark(
         "encoding_cpu_s_per_gb": encoding_cpu_s_per_gb(work),
         "places": [],
     }
+
+    def measure(name: str, url: str) -> None:
+        for rate in (None,) if link_mb_per_s is None else (None, link_mb_per_s):
+            document["places"].append(_measured(name, url, rate, work, document, tell))
+
     with ExitStack() as stack:
         if not urls and not with_moto:
             urls = [stack.enter_context(TemporaryDirectory(prefix="persona-ray-bench-"))]
-        if with_moto:
-            urls = [*urls, stack.enter_context(moto())]
         for url in urls:
-            name = "moto" if with_moto and url is urls[-1] else url
-            for rate in (None,) if link_mb_per_s is None else (None, link_mb_per_s):
-                document["places"].append(_measured(name, url, rate, work, document, tell))
+            measure(url, url)
+    if with_moto:
+        with moto() as url:
+            measure("moto", url)
     if store is not None:
         document["encoded"] = {"share": encoded_share(store), "of": store}
     return document
