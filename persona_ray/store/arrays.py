@@ -18,7 +18,7 @@ from persona_ray.spec import Float32
 from persona_ray.store.backend import Backend
 from persona_ray.store.bfloat16 import NATIVE
 from persona_ray.store.blocks import Index, decode_index, decode_inner, index_bytes, inner_chunk, span_of
-from persona_ray.store.cores import CODING
+from persona_ray.store.cores import DECODING
 from persona_ray.store.layout import ArraySpec, chunk_key
 
 WHOLE_FROM = 0.5
@@ -114,7 +114,7 @@ def _decode(spec: ArraySpec, chunks: Chunks, places: Sequence[tuple[int, int]], 
     spare_RD = np.empty((0, width), dtype=dtype)
     is_unit = np.array_equal(rows_R, np.arange(unit_rows))
     is_finite = True
-    with CODING:
+    with DECODING:
         for place, there in places:
             target_RD = out_RLD[:, place]
             if is_unit and dtype == target_RD.dtype and target_RD.flags.c_contiguous:

@@ -21,7 +21,7 @@ from persona_ray.spec import CapturedUnit, Float32, Rollout, Status
 from persona_ray.store.address import absolute_url, open_backend
 from persona_ray.store.backend import Backend, StoredObject
 from persona_ray.store.bfloat16 import LARGEST_ROUNDED
-from persona_ray.store.cores import CODING
+from persona_ray.store.cores import ENCODING
 from persona_ray.store.encoding import decode_unit, encode_unit
 from persona_ray.store.layout import (
     ROUNDED,
@@ -202,7 +202,7 @@ class UnitWriter:
         spec = self._array(activations_name(self.layer_set), unit)
         is_refused_R = np.array([rollout.index in reasons for rollout in captured.rollouts])
         key = chunk_key(spec, unit)
-        with CODING:
+        with ENCODING:
             values_RLD = padded(spec, self._numbers(captured, is_refused_R))
             data = encode_unit(spec, values_RLD, is_rounded=self._is_rounded(unit))
         stored = self._backend.create_once(key, data)
