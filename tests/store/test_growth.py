@@ -109,6 +109,7 @@ def test_a_second_job_adds_the_rows_that_are_missing_and_touches_nothing(tmp_pat
         "rows": 3,
         "units": 1,
         "committed": 1,
+        "purpose": None,
     }
     assert verify(str(tmp_path)).is_right
 
