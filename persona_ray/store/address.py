@@ -33,7 +33,9 @@ def absolute_url(url: str) -> str:
             f"{url}: the fsspec client serves s3: alone, because only there it can create an object that nobody overwrites; "
             "write fsspec+s3://bucket/folder, or leave store.client out"
         )
-    raise InputError(f"{url}: {scheme}: is not served; give a folder, or a file:, s3:, gs: or az: URL (./{url} if it is a folder's name)")
+    raise InputError(
+        f"{url}: {scheme}: is not served; give a folder, or a file:, s3:, gs:, az: or memory: URL (./{url} if it is a folder's name)"
+    )
 
 
 def open_backend(url: str, *, is_hasty: bool = False) -> Backend:

@@ -1,4 +1,4 @@
-"""A store on S3, Google Cloud Storage or Azure, through obstore.
+"""A store on S3, Google Cloud Storage or Azure, through obstore; and, for notebooks and tests, one in this process's memory.
 
 Credentials, region and endpoint come from the provider's usual environment variables or instance roles. Writes are
 conditional (If-None-Match: *) and never multipart, because some servers ignore the condition on multipart completion.
@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 import obstore
 from obstore import exceptions
-from obstore.store import AzureStore, GCSStore, S3Store, from_url
+from obstore.store import AzureStore, GCSStore, MemoryStore, S3Store, from_url
 from zarr.storage import ObjectStore
 
 from persona_ray.errors import InputError
@@ -32,7 +32,8 @@ from persona_ray.store.remote import (
     one_line,
 )
 
-SCHEMES = frozenset({"s3", "gs", "az"})
+MEMORY = "memory"
+SCHEMES = frozenset({"s3", "gs", "az", MEMORY})
 ROLE_SERVICE = "169.254.169.254"
 """Where a cloud machine is told its role's credentials: the last place that is asked for them."""
 LASTING_FAULTS = (
@@ -136,7 +137,13 @@ class CloudBackend(RemoteBackend):
         return Fault(one_line(text), isinstance(error, LASTING_FAULTS))
 
 
-def _connect(url: str, request_s: float) -> S3Store | GCSStore | AzureStore:
+_in_memory: dict[str, MemoryStore] = {}
+"""By URL: whoever opens the same one in this process finds the same objects, and nobody else finds any."""
+
+
+def _connect(url: str, request_s: float) -> S3Store | GCSStore | AzureStore | MemoryStore:
+    if urlsplit(url).scheme == MEMORY:
+        return _in_memory.setdefault(url, MemoryStore())
     try:
         store = from_url(
             url,

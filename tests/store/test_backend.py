@@ -200,7 +200,7 @@ def test_addresses_mean_the_same_in_any_process(url: str, expected: str) -> None
     assert absolute_url(absolute_url(url)) == wanted
 
 
-@pytest.mark.parametrize("url", ["memory://x", "http://host/x", "ftp://x", "file://host/x", ""])
+@pytest.mark.parametrize("url", ["memory:x", "http://host/x", "ftp://x", "file://host/x", ""])
 def test_addresses_that_are_not_served(url: str) -> None:
     with pytest.raises(InputError):
         open_backend(url)
