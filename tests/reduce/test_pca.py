@@ -26,6 +26,21 @@ def test_against_the_eigenvectors_of_the_covariance(seed: int, vectors: int, wid
         np.testing.assert_allclose(covariance_DD @ components_KD[0], values[0] * components_KD[0], atol=1e-9)
 
 
+def test_role_components_are_those_of_a_full_decomposition_to_ten_digits() -> None:
+    generator = np.random.default_rng(3)
+    basis_KD = np.linalg.qr(generator.standard_normal((120, 40)))[0].T * 30 * np.arange(1.0, 41)[:, None] ** -0.7
+    role_ALD = (generator.standard_normal((90, 2, 40)) @ basis_KD + 0.05 * generator.standard_normal((90, 2, 120))) + 400
+    found = principal_components(role_ALD, np.ones((2, 120)), 64)
+    for layer in range(2):
+        centred_AD = role_ALD[:, layer] - role_ALD[:, layer].mean(axis=0)
+        _, singular_K, expected_KD = np.linalg.svd(centred_AD, full_matrices=False)
+        variance_K = singular_K**2 / 89
+        np.testing.assert_allclose(found.explained_variance_LK[layer], variance_K[:64], rtol=1e-10)
+        np.testing.assert_allclose(found.explained_variance_ratio_LK[layer], variance_K[:64] / variance_K.sum(), rtol=1e-10)
+        signs_K = np.sign(np.einsum("kd,kd->k", found.components_LKD[layer], expected_KD[:64]))
+        np.testing.assert_allclose(found.components_LKD[layer] * signs_K[:, None], expected_KD[:64], atol=1e-10)
+
+
 @given(seed=st.integers(0, 2**16))
 def test_signs_follow_the_rule_whatever_the_solver_gives(seed: int) -> None:
     generator = np.random.default_rng(seed)
