@@ -9,7 +9,7 @@ whenever it is cut, so that of each leg is taken and kept for itself, and all ar
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
@@ -63,7 +63,9 @@ class Accumulation:
     @classmethod
     def of(cls, store: StoreReader, config: ReduceConfig, judge_name: str | None, layers: tuple[int, ...], num_gpus: float = 0) -> Self:
         """As the job says."""
-        rows = AUTO_ROWS_PER_ARCHETYPE * len(store.archetypes) if config.checkpoint_rows == "auto" else config.checkpoint_rows
+        # Of the first plan: legs of another length would have to be read again when archetypes are added.
+        num_archetypes = len(store.plans.first.plan.archetypes)
+        rows = AUTO_ROWS_PER_ARCHETYPE * num_archetypes if config.checkpoint_rows == "auto" else config.checkpoint_rows
         rank = config.rank if config.rollout_pca == "incremental" else None
         return cls(store=store, judge_name=judge_name, layers=layers, checkpoint_rows=rows, rank=rank, num_gpus=num_gpus)
 
@@ -82,11 +84,14 @@ class Accumulation:
         for layers in self.layer_blocks:
             yield _Growing(self, layers, at).taken_in(units, advance).block()
 
-    def keep_up(self, units: Sequence[int], at: Snapshot) -> None:
-        """Take in of `units` those that make whole legs, and keep what is known of them; nothing if there is no such leg."""
+    def keep_up(self, units: Sequence[int], at: Snapshot, is_over: Callable[[], bool] = lambda: False) -> None:
+        """Take in of `units` those that make whole legs, and keep what is known of them; nothing if there is no such leg.
+
+        `is_over` is asked before each leg: whether to leave the others.
+        """
         whole = [unit for leg in self.legs(units) if self.is_whole(leg) for unit in leg]
         for layers in self.layer_blocks if whole else ():
-            _Growing(self, layers, at).taken_in(whole, lambda _: None)
+            _Growing(self, layers, at).taken_in(whole, lambda _: None, is_over)
 
     @property
     def units_per_leg(self) -> int | None:
@@ -126,13 +131,15 @@ class _Growing:
     """Those that are not."""
     legs: Sequence[Leg] = ()
 
-    def taken_in(self, units: Sequence[int], advance: ProgressCallback) -> Self:
-        """Itself, with `units`: those of checkpoints without reading them, the others leg by leg."""
+    def taken_in(self, units: Sequence[int], advance: ProgressCallback, is_over: Callable[[], bool] = lambda: False) -> Self:
+        """Itself, with `units`: those of checkpoints without reading them, the others leg by leg, until `is_over`."""
         self._resume(units)
         advance(len(self.units))
         self._rescore()
         self.legs = self.whole.legs(units)
         for leg in self.legs:
+            if is_over():
+                break
             self._take(leg, advance)
         return self
 
@@ -153,7 +160,7 @@ class _Growing:
             self._take_pca(leg, found.pca)
             self.tally = self.tally.merge(found.tally)
             self.units.update(new)
-            if self.whole.is_whole(leg):
+            if self.whole.is_whole(leg) and self.tally.moments.groups:  # not if every row so far was refused
                 self._keep_tally()
 
     def _read(self, units: Leg, *, with_tally: bool, rank: int | None, advance: ProgressCallback = lambda _: None) -> Measured:
@@ -161,7 +168,7 @@ class _Growing:
         return on_cluster(self._source(), units, measure, REDUCE_TASKS, advance, fold_all, num_gpus=self.whole.num_gpus if rank else 0)
 
     def _source(self) -> StoredRows:
-        return StoredRows(self.whole.store.url, self.whole.judge_name, self.layers)
+        return StoredRows(self.whole.store.url, self.whole.judge_name, self.layers, among=self.whole.layers)
 
     def _state(self, leg: Leg) -> IncrementalPCA:
         assert self.whole.rank is not None
@@ -186,21 +193,39 @@ class _Growing:
             self.kept = {found.units: found for found in states if wanted.issuperset(found.units) and self._is_as_it_was(found)}
 
     def _is_as_it_was(self, found: Checkpoint) -> bool:
-        return self.whole.store.state_of(found.units, self.layers, self.at) == found.state
+        return self._state_of(found.units) == found.state
+
+    def _state_of(self, units: Iterable[int]) -> str:
+        """Of all layers that are wanted: a row that is refused in one of them counts in none."""
+        return self.whole.store.state_of(units, self.whole.layers, self.at)
 
     def _take_pca(self, leg: Leg, state: IncrementalPCA | None) -> None:
         if state is None:
             return
-        self.states[leg] = state.short()  # kept or not, so that it is the same
-        if self.whole.is_whole(leg):
-            arrays, digest = self.states[leg].arrays(), self.whole.store.state_of(leg, self.layers, self.at)
-            kind = self.whole.pca_kind
-            keep_checkpoint(self.whole.store.url, arrays, kind=kind, layers=self.layers, units=leg, state=digest, num_rows=state.count)
+        short = state.short()  # kept or not, so that it is the same
+        if not self.whole.is_whole(leg):
+            self.states[leg] = short
+            return
+        self.kept[leg] = keep_checkpoint(
+            self.whole.store.url,
+            short.arrays(),
+            kind=self.whole.pca_kind,
+            layers=self.layers,
+            units=leg,
+            state=self._state_of(leg),
+            num_rows=short.count,
+        )
 
     def _keep_tally(self) -> None:
         store, tally = self.whole.store, self.tally.in_order()
-        state = store.state_of(self.units, self.layers, self.at)
-        keep_checkpoint(store.url, tally.arrays(), layers=self.layers, units=self.units, state=state, num_rows=len(tally.rollout_N))
+        keep_checkpoint(
+            store.url,
+            tally.arrays(),
+            layers=self.layers,
+            units=self.units,
+            state=self._state_of(self.units),
+            num_rows=len(tally.rollout_N),
+        )
 
     # ---- another judge
 
@@ -242,7 +267,7 @@ class KeepingUp(AbstractContextManager["KeepingUp"]):
         if num_whole > self._num_legs:
             wanted.store.refresh()  # another run may have added archetypes, and units of theirs
             self._judge(units)
-            wanted.keep_up(units, at)
+            wanted.keep_up(units, at, self._follower.is_over)
             self._num_legs = num_whole
         return False
 

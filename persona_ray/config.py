@@ -216,6 +216,9 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 """What a preset says where the job does not."""
 
 
+MIN_REPLICATES = 20
+
+
 class ReduceConfig(_Section):
     """From rows to directions. A preset gives the values of the keys that the job leaves out."""
 
@@ -253,12 +256,14 @@ class ReduceConfig(_Section):
     stop: StopConfig | None = Field(None, description="When a run ends before its plan does; null: never.")
     extra: ExtraConfig | None = Field(
         None,
-        description="Further rows where the planned ones leave a vector uncertain; null: none. With limits of hours or rows, the run that "
-        "finds everything else done takes them.",
+        description="Further rows where the planned ones leave a vector uncertain; null: none. With limits, the run that finds everything "
+        "else done takes them.",
     )
 
     @model_validator(mode="after")
     def _exact_ones_are_asked_for(self) -> Self:
+        if 0 < self.bootstrap < MIN_REPLICATES:
+            raise ValueError(f"bootstrap is 0 (no error bars), or at least {MIN_REPLICATES} replicates, of which a tail can be told")
         if self.exact_layers and self.rollout_pca == "none":
             raise ValueError("exact_layers are components of single rollouts; they need rollout_pca: incremental")
         return self
@@ -363,6 +368,8 @@ def _apply(document: dict[str, Any], override: str) -> None:
     section = document
     for parent in parents:
         child = section.setdefault(parent, {})
+        if child is None:  # a section that was left out, as stop: null
+            child = section[parent] = {}
         if not isinstance(child, dict):
             raise InputError(f"--set {override}: {parent} is not a section")
         section = child

@@ -6,6 +6,7 @@ what their rows were like, so it is no part of the balanced order, and nothing t
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -14,6 +15,8 @@ from persona_ray.reduce.needs import who_needs_more
 from persona_ray.rollouts.wanted import further_rows
 from persona_ray.spec import Plan, Reduced
 from persona_ray.store.plans import Plans
+
+log = logging.getLogger(__name__)
 
 PURPOSE = "extra rows: archetypes chosen by how uncertain their vectors were"
 
@@ -36,6 +39,9 @@ def extra_rows(setup: Setup, plans: Plans, reduced: Reduced) -> Extra | None:
     """
     config, selection = setup.job.reduce.extra, setup.selection
     if config is None or selection is None:
+        return None
+    if setup.adds_layers(plans):
+        log.warning("reduce.extra is left out: this run has added layers to rows that are there; further rows begin with the first ones")
         return None
     promised = {key.archetype for file in plans.files if file.purpose == PURPOSE for key in file.plan.keys}
     reasons = dict.fromkeys(sorted(promised), "planned before") | who_needs_more(reduced, config)

@@ -15,13 +15,17 @@ class Follower(AbstractContextManager["Follower"]):
     def __init__(self, name: str, look: Callable[[], bool], every_s: float) -> None:
         self._look = look
         self._every_s = every_s
-        self._is_over = threading.Event()
+        self._ended = threading.Event()
         self._thread = threading.Thread(target=self._follow, name=name, daemon=True)
         self.error: Exception | None = None
 
+    def is_over(self) -> bool:
+        """Whether the block has ended, and what is still looked at is wanted no more."""
+        return self._ended.is_set()
+
     def _follow(self) -> None:
         try:
-            while not self._is_over.wait(self._every_s) and not self._look():
+            while not self._ended.wait(self._every_s) and not self._look():
                 pass
         except Exception as error:  # noqa: BLE001 - whoever waits for what is seen here decides what it means
             self.error = error
@@ -31,5 +35,5 @@ class Follower(AbstractContextManager["Follower"]):
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._is_over.set()
+        self._ended.set()
         self._thread.join()

@@ -17,7 +17,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 
-from persona_ray.accumulating import Accumulation, KeepingUp
+from persona_ray.accumulating import KeepingUp
 from persona_ray.catalog.select import Selection
 from persona_ray.config import Job
 from persona_ray.costs.estimate import require_a_unit
@@ -225,7 +225,9 @@ def extract(setup: Setup, plans: Plans, replicas: Replicas, progress: Progress, 
     if driver.num_double:
         log.warning("%d units were computed here and by another run at the same time (%d in all)", driver.num_double, len(todo))
     stopped = state.stop_reason or stopped
-    return Extracted(len(state.stored), stopped, is_enough=is_free and (stopped is None or holds_still))
+    # A run that found its axis at rest has begun nothing, and so has used up no limit.
+    is_enough = (is_free or not state.stored) and (stopped is None or holds_still)
+    return Extracted(len(state.stored), stopped, is_enough)
 
 
 def go_further(
@@ -268,6 +270,9 @@ def watch_axis(setup: Setup, plans: Plans) -> AbstractContextManager[StopWatch |
     config = setup.job.reduce.stop
     if config is None:
         return nullcontext(NeverStops())
+    if setup.adds_layers(plans):
+        log.warning("reduce.stop is left out: more layers are added to rows that are there, and each of them is wanted")
+        return nullcontext(NeverStops())
     store = open_store(setup.job.store.url)
     reduction = reduction_of(setup)
     return StopWatch(
@@ -286,9 +291,8 @@ def watch_axis(setup: Setup, plans: Plans) -> AbstractContextManager[StopWatch |
 
 def keep_moments(setup: Setup) -> KeepingUp:
     """Takes the moments of what is committed while the run goes on, so that little is left to read when it ends."""
-    store, reduction = open_store(setup.job.store.url), reduction_of(setup)
-    accumulation = Accumulation.of(store, reduction.config, reduction.judge_name, reduction.layers)
-    return KeepingUp(accumulation, partial(judge_units, setup.judge, store))
+    store = open_store(setup.job.store.url)
+    return KeepingUp(reduction_of(setup).accumulation(store), partial(judge_units, setup.judge, store))
 
 
 def reduction_of(setup: Setup) -> Reduction:

@@ -81,6 +81,10 @@ class Setup:
         wanted = {row.key for row in self.rows}
         return [unit for unit in plans.units if not wanted.isdisjoint(plans.keys(unit))]
 
+    def adds_layers(self, plans: Plans) -> bool:
+        """Whether this run writes further layers of rows that are there, and not rows."""
+        return self.captured != plans.layer_sets[0]
+
     def units_to_do(self, plans: Plans) -> list[int]:
         """Those of them without a marker that can be done here; all of them if there is no store yet.
 

@@ -15,7 +15,7 @@ from persona_ray.config import ReduceConfig, reduce_config
 from persona_ray.errors import InputError, NothingUsableError
 from persona_ray.reduce.incremental import IncrementalPCA
 from persona_ray.reduce.merging import fold_all
-from persona_ray.reduce.persona_space import Block, persona_space, space_name
+from persona_ray.reduce.persona_space import Block, Partly, persona_space, space_name
 from persona_ray.reduce.replicates import ReplicateAxes, ReplicatePositions
 from persona_ray.reduce.scatter import ExactAtSome, Scatter
 from persona_ray.reduce.tasks import free_gpus, on_cluster
@@ -25,6 +25,7 @@ from persona_ray.spec import Certainty, Progress, ProgressCallback, Reduced, Run
 from persona_ray.store.certainty import read_certainty, write_certainty
 from persona_ray.store.reader import StoredRows, StoreReader, open_store
 from persona_ray.store.reduced import publish_reduced, write_reduced
+from persona_ray.store.snapshot import Snapshot
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +47,10 @@ class Reduction:
     """Of the bootstrap."""
     num_gpus: float = 0
     """That every task which computes components of rollouts is given."""
+
+    def accumulation(self, store: StoreReader) -> Accumulation:
+        """Of the rows of `store`."""
+        return Accumulation.of(store, self.config, self.judge_name, self.layers, self.num_gpus)
 
 
 def reduction_of_store(
@@ -96,9 +101,18 @@ def with_gpus(reduction: Reduction) -> Reduction:
 
 def is_reduced(store: StoreReader, reduction: Reduction) -> bool:
     """Whether all of it is there already, so that no cluster is needed."""
-    name = space_name(store.snapshot().digest, reduction.judge_name, reduction.layers, reduction.config)
+    at = store.snapshot()
+    name = space_name(at.digest, reduction.judge_name, reduction.layers, reduction.config, _partly(store, reduction, at))
     has_certainty = not reduction.config.bootstrap or read_certainty(store.url, name) is not None
     return has_certainty and store.reduced_or_none(name) is not None
+
+
+def _partly(store: StoreReader, reduction: Reduction, at: Snapshot) -> Partly:
+    """What the judge has left out so far, and by how much rows are read."""
+    judge_name = reduction.judge_name
+    scored = frozenset() if judge_name is None else store.scored_units(judge_name)
+    unscored = () if judge_name is None else tuple(unit for unit in store.units(reduction.layers, at) if unit not in scored)
+    return Partly(unscored, reduction.accumulation(store).units_per_leg)
 
 
 def reduce_store(store: StoreReader, reduction: Reduction, progress: Progress) -> Reduced:
@@ -108,14 +122,17 @@ def reduce_store(store: StoreReader, reduction: Reduction, progress: Progress) -
     """
     url, judge_name, layers = store.url, reduction.judge_name, reduction.layers
     snapshot = store.snapshot()
-    name = space_name(snapshot.digest, judge_name, layers, reduction.config)
+    partly = _partly(store, reduction, snapshot)
+    name = space_name(snapshot.digest, judge_name, layers, reduction.config, partly)
     found = store.reduced_or_none(name)
     if found is not None:
         publish_reduced(url, name)
         return found
+    if partly.unscored:
+        log.warning("%d units are not scored by %s yet; their rows make no role vector", len(partly.unscored), judge_name)
     store.refresh()  # another run may have added archetypes, and units of theirs
     units = store.units(layers, at=snapshot)
-    accumulation = Accumulation.of(store, reduction.config, judge_name, layers, reduction.num_gpus)
+    accumulation = reduction.accumulation(store)
     exact = [layer for layer in layers if layer in reduction.config.exact_layers]
     try:
         with progress.phase("reduce", (len(accumulation.layer_blocks) + len(exact)) * len(units), "units") as advance:
@@ -127,6 +144,7 @@ def reduce_store(store: StoreReader, reduction: Reduction, progress: Progress) -
                 config=reduction.config,
                 judge_name=judge_name,
                 ledger_digest=snapshot.digest,
+                partly=partly,
             )
     except NothingUsableError as error:
         raise NothingUsableError(f"{error} {_refusals(store.ledger.counts())}") from error
@@ -143,7 +161,9 @@ def _exact_at(
     assert isinstance(block.pca, IncrementalPCA)
     measure = partial(Scatter.of_unit, rank=reduction.config.rank)
     scatters = {
-        place: on_cluster(StoredRows(url, None, (layer,)), units, measure, EXACT_TASKS, advance, fold_all, num_gpus=reduction.num_gpus)
+        place: on_cluster(
+            StoredRows(url, None, (layer,), reduction.layers), units, measure, EXACT_TASKS, advance, fold_all, reduction.num_gpus
+        )
         for place, layer in enumerate(block.layers)
         if layer in layers
     }
@@ -162,15 +182,20 @@ def measure_certainty(store: StoreReader, reduction: Reduction, reduced: Reduced
         return found
     layer = reduced.attributes["best_layer"]
     view = open_store(store.url, at=reduced.attributes["ledger_digest"])
-    rows = view.rows((layer,))
+    rows = view.rows(reduced.layers)
     counted = counted_rows(reduced, rows.rollout_N, rows.columns, rows.scores(reduction.judge_name) if reduction.judge_name else None)
     if counted.num_questions < MIN_QUESTIONS:
         log.warning("no error bars: the rows that count answer one question only")
         return None
     weightings = Weightings.of(counted, reduction.config.bootstrap, reduction.seed)
-    axes, positions = _replicates(StoredRows(store.url, reduction.judge_name, (layer,)), view.units((layer,)), weightings, progress)
+    axes, positions = _replicates(
+        StoredRows(store.url, reduction.judge_name, (layer,), reduced.layers), view.units(reduced.layers), weightings, progress
+    )
     certainty = certainty_of(axes, positions, weightings, layer=layer, names=reduced.archetypes, confidence=CONFIDENCE)
-    write_certainty(store.url, reduced.name, certainty)
+    if certainty is None:
+        log.warning("no error bars: too few of the bootstrap's replicates have an axis; the rows that count answer too few questions")
+    else:
+        write_certainty(store.url, reduced.name, certainty)
     return certainty
 
 

@@ -418,8 +418,8 @@ class Certainty:
     num_questions: int
     cone_degrees: float
     """The true axis lies within this angle of ours, with that confidence."""
-    split_half_cosine: float
-    """Between the axes of two halves of the questions."""
+    split_half_cosine: float | None
+    """Between the axes of two halves of the questions; None if a half has too few rows for one."""
     rows_per_archetype: tuple[int, ...]
     cosine_with_all_rows: tuple[float | None, ...]
     """Between the axis of so many first rows of every archetype and that of all rows; None where so few rows give none."""

@@ -60,12 +60,12 @@ class PrefixAxis:
 
     @property
     def rows_per_archetype(self) -> int:
-        """Of the archetype that has the fewest in the prefix."""
-        return min(self._num_stored[code] for code in self._group_of)
+        """Of the archetype that has the fewest in the prefix; one whose every row was refused does not count."""
+        return min((self._num_stored[code] for code in self._group_of if self._num_stored[code]), default=0)
 
     def advance(self) -> str | None:
         """Take in what the prefix has gained; why the run can end, once it can."""
-        committed = self.store.ledger.committed()
+        committed = frozenset(self.store.units(self.layers))
         new = list(takewhile(committed.__contains__, self.order[self.num_units :]))
         if not new:
             return None

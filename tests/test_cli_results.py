@@ -21,10 +21,12 @@ from persona_ray.reduce.merging import in_process
 from persona_ray.reduce.moments import Moments
 from persona_ray.reduce.pca import principal_components
 from persona_ray.reduce.tally import Tally
-from persona_ray.reducing import reduce_store, reduction_of_store, with_gpus
+from persona_ray.reducing import is_reduced, reduce_store, reduction_of_store, with_gpus
 from persona_ray.scheduler.driver import cluster
+from persona_ray.spec import Judgement
 from persona_ray.store.checkpoint import checkpoint_arrays, checkpoints
 from persona_ray.store.reader import StoreReader, open_store
+from persona_ray.store.scores import ScoreWriter
 from persona_ray.terminal import TerminalProgress
 from tests.store.conftest import Toy
 
@@ -90,6 +92,20 @@ def test_components_of_single_rollouts_incremental_and_exact(store: StoreReader)
         with pytest.raises(InputError, match=r"reduce\.device: cuda, and the cluster has no free GPU"):
             with_gpus(reduction_of_store(store, ["reduce.device=cuda"]))
         assert with_gpus(reduction_of_store(store)).num_gpus == 0
+        # A judge that has scored a part: what follows from that part is not what follows from all.
+        judge = ScoreWriter(store.url, "judge-1", {})
+        names = []
+        for units in (range(5), range(5, 9)):
+            for unit in units:
+                (rollouts,) = store.rollouts([unit])
+                judge.write(unit, rollouts, [Judgement(3, "as told") for _ in rollouts])
+            reduction = reduction_of_store(store, ["reduce.min_count=2", "reduce.bootstrap=0"], judge_name="judge-1")
+            assert not is_reduced(store, reduction)
+            names.append(reduce_store(store, reduction, QUIET).name)
+            assert is_reduced(store, reduction)
+    part, whole = map(store.reduced, names)
+    assert (part.attributes["units_without_scores"], whole.attributes["units_without_scores"]) == (4, 0)
+    assert part.role_count_A.tolist() < whole.role_count_A.tolist() == [12, 12, 12]
     assert none.rollout_pca_components_LKD is none.attributes["rollout_pca"] is None
     assert few.rollout_pca_components_LKD is not None
     assert few.rollout_pca_components_LKD.shape == (2, 2, 6)

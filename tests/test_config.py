@@ -9,7 +9,7 @@ import jsonschema
 import pytest
 import yaml
 
-from persona_ray.config import Job, job_schema, load_job, parse_job
+from persona_ray.config import Job, ReduceConfig, job_schema, load_job, parse_job, reduce_config
 from persona_ray.errors import InputError
 
 ROOT = Path(__file__).parents[1]
@@ -137,6 +137,16 @@ def test_what_cannot_be_served_is_refused_in_one_line(change: dict[str, Any], co
 @pytest.mark.parametrize("dtype", ["bf16-exact", "float32", "bfloat16"])
 def test_every_number_format_of_the_store_is_served(dtype: str) -> None:
     assert parse_job({**LEAST, "store": {"url": "s", "dtype": dtype}}).store.dtype == dtype
+
+
+def test_a_section_that_was_left_out_can_be_given_key_by_key() -> None:
+    settings = ReduceConfig().model_dump(mode="json")
+    assert settings["stop"] is None
+    stop = reduce_config(settings, ["reduce.stop.cosine=0.99"]).stop
+    assert stop is not None
+    assert (stop.cosine, stop.patience) == (0.99, 3)
+    with pytest.raises(InputError, match="bootstrap is 0"):
+        reduce_config(settings, ["reduce.bootstrap=5"])
 
 
 def test_overrides_replace_keys_and_values_are_yaml(tmp_path: Path) -> None:

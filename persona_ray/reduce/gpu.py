@@ -1,12 +1,13 @@
-"""The heavy steps of the components of single rollouts on a GPU, in float64: where Ray has given this process one.
+"""The heavy steps of the components of single rollouts on a GPU, in float64: in tasks that were given one, and nowhere else.
 
 Torch is loaded then only. `device` is there for tests: the same steps on a CPU.
 """
 
 from __future__ import annotations
 
-import os
-from functools import cache
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from persona_ray.spec import Float64
@@ -14,12 +15,31 @@ from persona_ray.spec import Float64
 if TYPE_CHECKING:
     import torch
 
+log = logging.getLogger(__name__)
 
-@cache
+
+class _Process:
+    has_gpu = False
+
+
 def is_given() -> bool:
-    """Whether Ray has reserved a GPU for this process (it names them in CUDA_VISIBLE_DEVICES, and none by an empty name)."""
-    if not os.environ.get("CUDA_VISIBLE_DEVICES"):
-        return False
+    """Whether this process computes on a GPU now. The environment does not say: a GPU that can be seen may be the model's."""
+    return _Process.has_gpu
+
+
+@contextmanager
+def given() -> Iterator[None]:
+    """While the `with` block lasts, for a task that has reserved a GPU. Where torch finds none, the CPU computes, and the log says so."""
+    _Process.has_gpu = _is_found()
+    if not _Process.has_gpu:
+        log.warning("a GPU is reserved, and torch finds none: components are computed on the CPU")
+    try:
+        yield
+    finally:
+        _Process.has_gpu = False
+
+
+def _is_found() -> bool:
     try:
         import torch  # noqa: PLC0415
     except ModuleNotFoundError:

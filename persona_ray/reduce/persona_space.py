@@ -42,6 +42,19 @@ class Block(NamedTuple):
     """None: components of single rollouts are not wanted."""
 
 
+@dataclass(frozen=True, slots=True)
+class Partly:
+    """What else makes one result another one, of the same rows and settings."""
+
+    unscored: tuple[int, ...] = ()
+    """Units that the judge has not scored yet, rising: their rows make no role vector."""
+    units_per_leg: int | None = None
+    """By how many units states of components were taken; None: all at once. Where they are cut, a little is lost."""
+
+
+WHOLE = Partly()
+
+
 def persona_space(
     blocks: Iterable[Block],
     *,
@@ -50,6 +63,7 @@ def persona_space(
     config: ReduceConfig,
     judge_name: str | None,
     ledger_digest: str,
+    partly: Partly = WHOLE,
 ) -> Reduced:
     """Role vectors, axis and principal components of `blocks`, computed in float64 and handed over as float32.
 
@@ -68,7 +82,7 @@ def persona_space(
         parts.append(_Part.of(vectors, block, config))
     layers = tuple(layer for part in parts for layer in part.layers)
     return Reduced(
-        name=space_name(ledger_digest, judge_name, layers, config),
+        name=space_name(ledger_digest, judge_name, layers, config, partly),
         archetypes=tuple(archetypes),
         layers=layers,
         role_count_A=parts[0].count_A,
@@ -82,6 +96,7 @@ def persona_space(
             "filter": _in_words(keep, judge_name, "somewhat_vector_ALD" in parts[0].arrays),
             "pca": config.pca,
             "num_rows": parts[0].num_rows,
+            "units_without_scores": len(partly.unscored),
             "rollout_pca": _rollout_pca_in_words(parts[0], layers, config),
             "default_archetypes": list(default_archetypes),
             **_along_the_axis(parts, archetypes, layers),
@@ -193,12 +208,15 @@ def _rows_left_out(moments: Moments, roles: frozenset[int], keep: Filter) -> str
     return f" (left out: {by_score})" if dropped else ""
 
 
-def space_name(ledger_digest: str, judge_name: str | None, layers: Sequence[int], config: ReduceConfig) -> str:
+def space_name(ledger_digest: str, judge_name: str | None, layers: Sequence[int], config: ReduceConfig, partly: Partly = WHOLE) -> str:
     """Name of the persona space of these layers of this data under these settings: 16 hex digits."""
     settings = config.model_dump(
         mode="json", exclude={"stop", "extra", "checkpoint_rows", "device"}
     )  # say when rows end and are kept, and what computes, not what is made of them
-    return digest_of({"ledger": ledger_digest, "scores": judge_name, "layers": list(layers), "settings": settings})[:16]
+    legs = {} if config.rollout_pca == "none" else {"units_per_leg": partly.units_per_leg}
+    without = {"unscored": list(partly.unscored)} if partly.unscored else {}
+    data = {"ledger": ledger_digest, "scores": judge_name, "layers": list(layers)}
+    return digest_of({**data, "settings": settings, **legs, **without})[:16]
 
 
 def _by_code(kept_ALD: Float64, codes: Sequence[int], num_archetypes: int) -> Float64:

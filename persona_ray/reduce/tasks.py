@@ -12,6 +12,7 @@ import ray
 from ray.exceptions import NodeDiedError, ObjectLostError, OutOfMemoryError, RayTaskError, WorkerCrashedError
 
 from persona_ray.errors import NothingUsableError, PersonaRayError, RetryableError
+from persona_ray.reduce import gpu
 from persona_ray.reduce.merging import M, in_process, merge_all
 from persona_ray.spec import ProgressCallback, RowSource, ScoredRows
 
@@ -42,7 +43,8 @@ def on_cluster(
         raise NothingUsableError("there is nothing to reduce: not one unit is committed")
     size = slice_size(len(units), num_tasks)
     slices = [list(units[start : start + size]) for start in range(0, len(units), size)]
-    reduce_slice: Any = ray.remote(in_process).options(**_OPTIONS, num_gpus=num_gpus)
+    task: Any = _on_gpu if num_gpus else in_process
+    reduce_slice: Any = ray.remote(task).options(**_OPTIONS, num_gpus=num_gpus)
     source_ref, measure_ref = ray.put(source), ray.put(measure)
     parts = {reduce_slice.remote(source_ref, part, measure_ref, gather=gather): len(part) for part in slices}
     try:
@@ -56,6 +58,11 @@ def on_cluster(
         cause = " ".join(str(error).split())
         raise RetryableError(f"a reducing worker was lost again and again ({cause}); is there enough memory for its slice?") from error
     return merged
+
+
+def _on_gpu(source: RowSource, units: Sequence[int], measure: Callable[[ScoredRows], M], *, gather: Callable[[Iterable[M]], M]) -> M:
+    with gpu.given():
+        return in_process(source, units, measure, gather=gather)
 
 
 def free_gpus() -> int:

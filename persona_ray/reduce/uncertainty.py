@@ -17,6 +17,8 @@ from persona_ray.reduce.replicates import ReplicateAxes, ReplicatePositions
 from persona_ray.reduce.weightings import DEFAULT, Weightings
 from persona_ray.spec import CertainPosition, Certainty, Float64
 
+MIN_USABLE = 10
+"""Replicates with an axis."""
 SAME_COSINE = 0.99
 """From here on two axes are called the same."""
 
@@ -28,7 +30,7 @@ class AxisCertainty:
     cone_degrees_L: Float64
     """The true axis lies within this angle of ours, with the confidence asked for."""
     split_half_cosine_L: Float64
-    """Between the axes of two halves of the questions."""
+    """Between the axes of two halves of the questions; NaN if a half has none."""
     beginnings: tuple[int, ...]
     """Rows per archetype."""
     beginning_cosine_PL: Float64
@@ -61,11 +63,11 @@ def axis_certainty(axes: ReplicateAxes, weightings: Weightings, confidence: floa
     unit_CLD = axes.unit_CLD
     cosine_CL = np.einsum("cld,ld->cl", unit_CLD, unit_CLD[0]).clip(-1, 1)
     cosine_CL[~weightings.is_usable_C] = np.nan
-    first, second = unit_CLD[weightings.halves]
+    halves_2LD = np.where(weightings.is_usable_C[weightings.halves, None, None], unit_CLD[weightings.halves], np.nan)
     angle_BL = np.degrees(np.arccos(cosine_CL[_drawn(weightings)]))
     return AxisCertainty(
         cone_degrees_L=np.minimum(180.0, np.quantile(angle_BL, confidence, axis=0) * _widening(weightings)),
-        split_half_cosine_L=np.einsum("ld,ld->l", first, second),
+        split_half_cosine_L=np.einsum("ld,ld->l", *halves_2LD),
         beginnings=weightings.beginnings,
         beginning_cosine_PL=cosine_CL[weightings.beginning_columns],
     )
@@ -97,19 +99,26 @@ def position_intervals(positions: ReplicatePositions, weightings: Weightings, co
 
 def certainty_of(
     axes: ReplicateAxes, positions: ReplicatePositions, weightings: Weightings, *, layer: int, names: Sequence[str], confidence: float
-) -> Certainty:
-    """All of it, for the one layer that `axes` and `positions` are of. `names` are those of all archetypes by code."""
+) -> Certainty | None:
+    """All of it, for the one layer that `axes` and `positions` are of. `names` are those of all archetypes by code.
+
+    None if too few replicates have an axis (or a role has rows in none of them): of so few questions nothing can be told.
+    """
+    if len(_drawn(weightings)) < MIN_USABLE:
+        return None
     certainty = axis_certainty(axes, weightings, confidence)
     intervals = position_intervals(positions, weightings, confidence)
+    if np.isnan(intervals.low_GL).any():
+        return None
     return Certainty(
         layer=layer,
         confidence=confidence,
         num_replicates=len(_drawn(weightings)),
         num_questions=weightings.num_questions,
         cone_degrees=_short(certainty.cone_degrees_L[0]),
-        split_half_cosine=_short(certainty.split_half_cosine_L[0]),
+        split_half_cosine=_known(certainty.split_half_cosine_L[0]),
         rows_per_archetype=certainty.beginnings,
-        cosine_with_all_rows=tuple(None if np.isnan(cosine) else _short(cosine) for cosine in certainty.beginning_cosine_PL[:, 0]),
+        cosine_with_all_rows=tuple(map(_known, certainty.beginning_cosine_PL[:, 0])),
         rows_needed=certainty.rows_needed(0),
         default=_interval(intervals, DEFAULT),
         roles={names[code]: _interval(intervals, group) for group, code in enumerate(weightings.rows.roles, start=1)},
@@ -136,6 +145,10 @@ def _widening(weightings: Weightings) -> float:
     """Replicates of Q questions vary by (Q - 1) / Q of the variance that Q new questions would have."""
     num_questions = weightings.num_questions
     return math.sqrt(num_questions / (num_questions - 1))
+
+
+def _known(value: float) -> float | None:
+    return None if np.isnan(value) else _short(value)
 
 
 def _short(value: float) -> float:

@@ -26,7 +26,9 @@ def sentences(certainty: Certainty) -> tuple[str, ...]:
         f"degrees of this one, with {percent(certainty.confidence)} confidence ({certainty.num_replicates} bootstrap replicates over "
         f"{count(certainty.num_questions, 'question')})."
     )
-    halves = f"Axes of two halves of the questions agree to a cosine of {decimal(certainty.split_half_cosine)}."
+    halves = "One half of the questions alone has too few rows for an axis."
+    if certainty.split_half_cosine is not None:
+        halves = f"Axes of two halves of the questions agree to a cosine of {decimal(certainty.split_half_cosine)}."
     if certainty.rows_needed is None:
         enough = "No smaller number of rows that was looked at gives the same axis (cosine 0.99): more rows may still move it."
     else:

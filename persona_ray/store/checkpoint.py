@@ -68,7 +68,7 @@ class Checkpoint:
 
 def keep_checkpoint(
     url: str, arrays: Arrays, *, kind: str = GROWING, layers: Sequence[int], units: Iterable[int], state: str, num_rows: int
-) -> None:
+) -> Checkpoint:
     """Keep `arrays` of these rows."""
     data = save({name: np.ascontiguousarray(values) for name, values in arrays.items()})
     sha256 = hashlib.sha256(data).hexdigest()
@@ -76,6 +76,7 @@ def keep_checkpoint(
     backend = open_backend(url)
     backend.create_once(_arrays_key(note.name), data)
     backend.create_once(_note_key(note.name), note.to_bytes())
+    return note
 
 
 def checkpoints(url: str, layers: Sequence[int], kind: str = GROWING) -> list[Checkpoint]:
@@ -101,8 +102,8 @@ def superseded(backend: Backend) -> list[str]:
     """Keys of what a later checkpoint has made needless: of the growing kind of the same layers, of the others of the same units, too."""
     notes = _notes(backend)
     best: dict[tuple[object, ...], str] = {}
-    for name, note in sorted(notes.items(), key=lambda pair: (pair[1].num_rows, pair[0])):
-        best[note.kind, note.layers, () if note.kind == GROWING else note.units] = name
+    for name, note in sorted(notes.items(), key=lambda pair: (-pair[1].num_rows, pair[0])):
+        best.setdefault((note.kind, note.layers, () if note.kind == GROWING else note.units), name)
     kept = {key for name in best.values() for key in (_note_key(name), _arrays_key(name))}
     return [key for key in backend.list_keys(FOLDER) if key not in kept]
 

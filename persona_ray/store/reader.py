@@ -175,15 +175,19 @@ class StoreReader:
         """The units' text, refused rows included. Raises IntegrityError for a unit without text."""
         yield from read_ahead(self._text, units, MAX_AHEAD)
 
-    def scored_rows(self, units: Sequence[int], scores: str | None, layers: Sequence[int] | None = None) -> Iterator[ScoredRows]:
+    def scored_rows(
+        self, units: Sequence[int], scores: str | None, layers: Sequence[int] | None = None, among: Sequence[int] | None = None
+    ) -> Iterator[ScoredRows]:
         """The units' committed, stored rows with the scores of judge `scores` (None: -1 everywhere), for one pass over a store.
 
-        `layers`: which, in which order (None: those that the store began with). A unit that is not committed gives nothing. Each
+        `layers`: which, in which order (None: those that the store began with). `among`: rows count that are stored with all of these
+        layers, too, so that passes over some of them see the same rows. A unit that is not committed gives nothing. Each
         unit is one read of a whole object for each set of layers, or reads of its parts where few layers are asked for, and the next
         ones are read meanwhile. Raises IntegrityError for damage.
         """
         wanted = tuple(self._plans.layer_sets[0] if layers is None else layers)
-        units_rows = read_ahead(partial(self._scored_unit, scores=scores, layers=wanted), units, self._depth(wanted))
+        having = (*wanted, *(among or ()))
+        units_rows = read_ahead(partial(self._scored_unit, scores=scores, layers=wanted, having=having), units, self._depth(wanted))
         yield from (rows for rows in units_rows if rows is not None)
 
     def layer(self, layer: int) -> tuple[npt.NDArray[np.int64], Float32]:
@@ -328,8 +332,8 @@ class StoreReader:
         found = [marker for marker in markers if marker is not None]
         return found if len(found) == len(markers) else None
 
-    def _scored_unit(self, unit: int, scores: str | None, layers: Sequence[int]) -> ScoredRows | None:
-        markers = self._markers(unit, layers)
+    def _scored_unit(self, unit: int, scores: str | None, layers: Sequence[int], having: Sequence[int]) -> ScoredRows | None:
+        markers = self._markers(unit, having)
         if markers is None:
             return None
         if unit not in self._plans:
@@ -392,7 +396,9 @@ class StoredRows:
     """Name of the judge whose scores come along."""
     layers: tuple[int, ...] | None = None
     """Which, in which order; None: those that the store began with."""
+    among: tuple[int, ...] | None = None
+    """Rows count that are stored with all of these, too."""
 
     def __call__(self, units: Sequence[int]) -> Iterator[ScoredRows]:
         """The units' committed, stored rows, in the order asked for."""
-        return open_store(self.url).scored_rows(units, self.scores, self.layers)
+        return open_store(self.url).scored_rows(units, self.scores, self.layers, self.among)

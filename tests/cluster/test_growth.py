@@ -85,7 +85,10 @@ def test_a_store_grown_by_archetypes_questions_and_layers_equals_one_made_at_onc
     assert more.reduced.layers == (1, 3)
     assert_equal(whole, grown, [1, 3])
 
-    last = pipeline.run(job_for(chat_model, small_catalog, grown), QUIET)
+    # Rows that are there are no reason to stop adding layers, nor the time for further ones.
+    stop = {"cosine": 0.5, "patience": 1, "min_per_archetype": 1, "layers": [1]}
+    last = pipeline.run(job_for(chat_model, small_catalog, grown, reduce={"stop": stop, "extra": {"rows": 2}}), QUIET)
+    assert (last.stopped, last.extra) == (None, None)
     assert (last.counts.asked, last.units_done) == (32, 8)
     assert last.reduced.layers == (0, 1, 2, 3)
     assert_equal(whole, grown, [0, 1, 2, 3])

@@ -27,8 +27,15 @@ def test_the_scatter_is_that_of_numpy() -> None:
     np.testing.assert_allclose(gpu.scatter(centred_LRD, device="cpu"), expected.scatter_LDD, rtol=1e-12)
 
 
-def test_a_process_without_a_gpu_from_ray_never_loads_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    gpu.is_given.cache_clear()
+def test_a_gpu_that_can_be_seen_is_not_a_gpu_that_was_given(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """As on a node where a scheduler has set it for everybody: reducing stays off it, and a task that has one says if it is not there."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    monkeypatch.setattr(gpu, "_is_found", lambda: True)
     assert not gpu.is_given()
-    gpu.is_given.cache_clear()
+    with gpu.given():
+        assert gpu.is_given()
+    assert not gpu.is_given()
+    monkeypatch.setattr(gpu, "_is_found", lambda: False)
+    with gpu.given():
+        assert not gpu.is_given()
+    assert "torch finds none" in caplog.text

@@ -141,3 +141,17 @@ def test_intervals_and_cone_keep_their_promise() -> None:
     assert cones / num_sets >= 0.85
     assert 0 < np.median(wide) < 45, "a cone that holds everything says nothing"
     print(f"\ncoverage: {hits / (num_sets * (num_roles + 1)):.3f} of positions, {cones / num_sets:.3f} of axes")
+
+
+def test_a_half_without_an_axis_is_not_compared_and_too_few_replicates_tell_nothing() -> None:
+    archetype_N, question_N = grid(3, 2, 4)
+    counts_N = ~((archetype_N == 0) & (question_N == 1))  # the default Assistant has answered one question only
+    values_ND = np.random.default_rng(0).standard_normal((len(archetype_N), WIDTH)) + archetype_N[:, None]
+    whole = scored(np.arange(len(archetype_N)), archetype_N, values_ND)
+    for replicates, is_told in ((200, True), (9, False)):
+        weightings = weightings_of(archetype_N, question_N, counts_N, replicates=replicates, seed=1)
+        axes = ReplicateAxes.of(whole, weightings)
+        positions = ReplicatePositions.of(whole, weightings, axes.unit_CLD)
+        told = certainty_of(axes, positions, weightings, layer=0, names=["d", "a", "b", "c"], confidence=0.9)
+        assert (told is not None) == is_told
+        assert told is None or told.split_half_cosine is None

@@ -25,6 +25,7 @@ from persona_ray.reduce.pca import principal_components
 from persona_ray.reduce.persona_space import Block
 from persona_ray.spec import Judgement
 from persona_ray.store.checkpoint import FOLDER, checkpoints
+from persona_ray.store.prepare import prepare_store
 from persona_ray.store.reader import StoreReader, open_store
 from persona_ray.store.repair import gc, requeue
 from persona_ray.store.scores import ScoreWriter
@@ -247,6 +248,30 @@ def test_components_of_a_store_are_those_of_its_rows(tmp_path: Path, big_toy: An
     expected = principal_components(rows_NLD.astype(np.float64), toward_LD, 64)
     np.testing.assert_allclose(found.explained_variance_LK, expected.explained_variance_LK, rtol=1e-6, atol=1e-9)
     np.testing.assert_allclose(found.mean_LD, expected.mean_LD, rtol=1e-10, atol=1e-12)
+
+
+def test_a_beginning_of_refused_rows_alone_stops_nothing(tmp_path: Path, big_toy: Any) -> None:
+    refused = dict.fromkeys(range(LEG * UNIT_ROWS), "empty answer")
+    store = open_store(big_toy.fill(tmp_path / "store", refused=refused))
+    assert_as_in_one_pass(moments_of(store), store)
+    assert pca_of(store).count == UNIT_ROWS * NUM_UNITS - 1 - len(refused)
+
+
+def test_legs_stay_as_they_are_when_archetypes_are_added(tmp_path: Path, big_toy: Any, make_toy: Callable[..., Any]) -> None:
+    url = big_toy.fill(tmp_path / "store")
+    before = Accumulation.of(open_store(url), ReduceConfig(), None, big_toy.layers).units_per_leg
+    more = make_toy(rows=40, unit_rows=UNIT_ROWS, layers=big_toy.layers, archetypes=("default", "bard", "sage", "pirate"))
+    prepare_store(url, identity=big_toy.identity(), plan=more.plan, job={"name": "more"})
+    store = open_store(url)
+    assert "pirate" in store.archetypes
+    assert Accumulation.of(store, ReduceConfig(), None, big_toy.layers).units_per_leg == before
+
+
+def test_whoever_is_told_that_it_is_over_reads_no_further_leg(tmp_path: Path, big_toy: Any, read: list[int]) -> None:
+    store = open_store(big_toy.fill(tmp_path / "store"))
+    at = store.snapshot()
+    accumulation(store, rank=RANK).keep_up(store.units(store.layers, at), at, lambda: len(read) >= 4)
+    assert read == [0, 1, 2, 3]
 
 
 def test_what_fails_during_a_run_is_done_after_it(

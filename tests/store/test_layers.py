@@ -64,6 +64,21 @@ def test_further_layers_are_read_beside_the_first_in_any_order(tmp_path: Path, t
     assert verify(str(tmp_path)).is_right
 
 
+def test_a_pass_over_some_layers_sees_the_rows_that_have_all_of_them(tmp_path: Path, toy: Any) -> None:
+    """A row that is refused with the further layers alone is there in the first ones, and counts nowhere where all are wanted."""
+    toy.fill(tmp_path)
+    add(tmp_path, toy)
+    for unit in range(3):
+        commit(tmp_path, toy, unit)
+    store = open_store(str(tmp_path))
+
+    def rows(layers: list[int], among: list[int] | None) -> list[int]:
+        return [row for part in store.scored_rows(range(3), None, layers, among) for row in part.rollout_R.tolist()]
+
+    assert rows([0], None) == list(range(10))
+    assert rows([0], [0, 1]) == rows([1], [0, 1]) == [row for row in range(10) if row not in REFUSED]
+
+
 def test_rows_without_the_further_layers_are_left_out_only_where_these_are_asked_for(tmp_path: Path, toy: Any) -> None:
     store = open_store(str(grown(tmp_path, toy, units=(0, 2))))
     assert len(store.rows()) == 9
