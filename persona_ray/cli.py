@@ -282,7 +282,7 @@ def _require_writable(out: Path) -> None:
 def _summary(outcome: Outcome, page: Path, *, as_json: bool) -> None:
     from persona_ray.report.certainty import sentences
     from persona_ray.report.tables import axis_json, axis_table, run_table, steering_json, steering_table
-    from persona_ray.report.words import names
+    from persona_ray.report.words import names, percent
 
     counts = outcome.counts
     run_facts: dict[str, Any] = {
@@ -296,6 +296,8 @@ def _summary(outcome: Outcome, page: Path, *, as_json: bool) -> None:
         "store_url": outcome.store_url,
         "units_done": outcome.units_done,
         "stopped": outcome.stopped,
+        "has_converged": outcome.has_converged,
+        "units_double": outcome.num_double,
         "axis": axis_json(outcome.reduced),
         "certainty": None if outcome.certainty is None else asdict(outcome.certainty),
         "steering": None if outcome.steering is None else steering_json(outcome.steering),
@@ -310,7 +312,13 @@ def _summary(outcome: Outcome, page: Path, *, as_json: bool) -> None:
         parts.append(steering_table(outcome.steering))
     resumed = "" if outcome.units_done else "Everything was there already; nothing was generated again.\n"
     if outcome.stopped:
-        resumed = f"stopped by {outcome.stopped}; the same command goes on from here\n"
+        share = f"after {percent((counts.stored + counts.refused) / counts.asked)} of the job's rows"
+        resumed = f"stopped {share} by {outcome.stopped}{'' if outcome.has_converged else '; the same command goes on from here'}\n"
+    if outcome.num_double:
+        double = percent(outcome.num_double / outcome.units_done)
+        resumed += (
+            f"{outcome.num_double:,} units ({double} of what was left to do) were computed here and by another run at the same time\n"
+        )
     following = f"{resumed}\nstore    {outcome.store_url}\nreport   {page}\nnext     {_command()} axis {shlex.quote(outcome.store_url)}"
     show(facts, *parts, run_table(run_facts), following, as_json=as_json)
 

@@ -80,7 +80,11 @@ class Outcome:
     seconds: Mapping[str, float]
     """Wall time of this run's phases."""
     stopped: str | None
-    """The limit that ended the run before all of the job's rows were there."""
+    """What ended the run before all of the job's rows were there: a limit, or an axis that holds still."""
+    has_converged: bool
+    """It was the axis: the same command begins nothing more."""
+    num_double: int
+    """Of `units_done`, those that another run on this store has committed while this one computed them."""
 
 
 def run(job: Job, progress: Progress, *, address: str | None = None) -> Outcome:
@@ -129,6 +133,8 @@ def run(job: Job, progress: Progress, *, address: str | None = None) -> Outcome:
         steering=steering,
         seconds=clock.seconds,
         stopped=extracted.stopped,
+        has_converged=extracted.has_converged,
+        num_double=extracted.num_double,
     )
 
 
@@ -173,6 +179,10 @@ class Extracted:
     """The limit that left some of them undone."""
     is_enough: bool
     """All of them are there, or the axis holds still; and no limit has a say in what is done besides."""
+    has_converged: bool = False
+    """The axis holds still, and the rows that are left are not wanted any more."""
+    num_double: int = 0
+    """Units that another run has committed while this one computed them."""
 
 
 def load_model(setup: Setup, replicas: Replicas, progress: Progress) -> None:
@@ -222,12 +232,10 @@ def extract(setup: Setup, plans: Plans, replicas: Replicas, progress: Progress, 
         )
         driver.run(lambda receipt: advance(receipt.num_stored + receipt.num_refused))
         holds_still = axis.reason is not None
-    if driver.num_double:
-        log.warning("%d units were computed here and by another run at the same time (%d in all)", driver.num_double, len(todo))
     stopped = state.stop_reason or stopped
     # A run that found its axis at rest has begun nothing, and so has used up no limit.
     is_enough = (is_free or not state.stored) and (stopped is None or holds_still)
-    return Extracted(len(state.stored), stopped, is_enough)
+    return Extracted(len(state.stored), stopped, is_enough, has_converged=holds_still, num_double=len(driver.double))
 
 
 def go_further(

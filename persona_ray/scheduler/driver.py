@@ -178,8 +178,10 @@ class Driver:
     others: Others = field(default_factory=NoOthers)
     stop_reason: Callable[[], str | None] = lambda: None
     """Asked again and again: why no new work is to be begun."""
-    num_double: int = field(default=0, init=False)
+    double: set[int] = field(default_factory=set, init=False)
     """Units that this run computed, and another one had committed by then."""
+    _ours: set[int] = field(default_factory=set, init=False)
+    """Units that this run has committed."""
     _leases: dict[Any, Lease] = field(default_factory=dict, init=False)
     """Pending object ref -> the lease that it ends."""
     _probes: dict[Any, int] = field(default_factory=dict, init=False)
@@ -379,10 +381,18 @@ class Driver:
             self._parts.setdefault(task.unit, {})[task.rows.start] = answer
         elif task.kind in {Kind.WHOLE, Kind.FINISH}:
             self._parts.pop(task.unit, None)
+            self._count_double(task.unit, is_ours=answer.is_ours)
             if task.unit not in self.state.stored:  # the second of two leases of one unit has nothing new to say
-                self.num_double += not answer.is_ours
                 _record_receipt(answer, lease.replica)
                 on_receipt(answer)
+
+    def _count_double(self, unit: int, *, is_ours: bool) -> None:
+        """Also if the ledger has told meanwhile that the unit is there; but of two leases of this run, one comes second."""
+        if is_ours:
+            self._ours.add(unit)
+            self.double.discard(unit)
+        elif unit not in self._ours:
+            self.double.add(unit)
 
     def _failure(self, lease: Lease, error: RayTaskError) -> LeaseFailed:
         """Raises what ends the run: wrong data, a defect, or anything unknown before a single unit has succeeded."""

@@ -49,8 +49,8 @@ class Rules:
     """What the scheduler goes by."""
 
     leases_per_replica: int = 1
-    window: int = 64
-    """Units of the work order among which the next one is drawn; at least one for every lease there can be."""
+    window: int = 128
+    """Units of the work order, not begun yet, among which the next one is drawn: so many that two drivers seldom draw the same."""
     max_attempts: int = 6
     """Passing faults of a unit, before it is given up."""
     max_faults: int = 3
@@ -237,11 +237,13 @@ class SchedulerState:
         if is_fault:
             return self._blame(lease, reason, now_s)
         unit = self._units.get(lease.task.unit)
-        if unit is None or lease.task not in unit.open or self._holders.get(lease.task):
+        if unit is None or lease.task not in unit.open:
             return []
-        self.num_retries += 1
         unit.failed_on.add(lease.replica)
         unit.failures += 1
+        if self._holders.get(lease.task):  # somebody else is at it, too, and may have more luck
+            return []
+        self.num_retries += 1
         if unit.failures >= self.rules.max_attempts:
             self._give_up(lease.task.unit, reason)
         else:
@@ -251,13 +253,16 @@ class SchedulerState:
     def _blame(self, lease: Lease, reason: str, now_s: float) -> list[Instruction]:
         """The replica went down over this task, or did not come back from it."""
         task, unit = lease.task, self._units.get(lease.task.unit)
-        if unit is None or task not in unit.open or self._holders.get(task):
+        if unit is None or task not in unit.open:
             return []
-        self.num_retries += 1
         unit.failed_on.add(lease.replica)
-        if task.kind is Kind.TRIAL:
+        if task.kind is Kind.TRIAL:  # which nobody else has
+            self.num_retries += 1
             return self._narrow(unit, task, reason, now_s)
         unit.faults += 1
+        if self._holders.get(task):  # what becomes of it there decides; but it counts, or two replicas could go down over it in turns
+            return []
+        self.num_retries += 1
         if unit.faults < self.rules.max_faults:
             self._again(unit, task, unit.faults, now_s)
         elif unit.rounds >= 2 or (unit.num_rows == len(unit.excluded)):
@@ -451,7 +456,8 @@ class SchedulerState:
         late.sort(key=lambda lease: lease.began_s)
         given: list[Run] = []
         for lease in late:
-            replica = next((r for r in self._free if r != lease.replica), None)
+            failed_on = self._units[lease.task.unit].failed_on
+            replica = next((r for r in self._free if r != lease.replica and r not in failed_on), None)
             if replica is not None:
                 given.append(self._lease(replica, lease.task, now_s))
         return given

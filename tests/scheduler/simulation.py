@@ -45,6 +45,9 @@ class Simulation:
     away_s: float = 120.0
     unit_rows: int = 256
     wasted_s: float = field(default=0.0, init=False)
+    """Of leases whose replica was lost."""
+    worked_s: float = field(default=0.0, init=False)
+    """Of leases that came to their end."""
     num_losses: int = field(default=0, init=False)
 
     def run(self) -> float:
@@ -72,6 +75,8 @@ class Simulation:
                 self.num_losses += 1
                 self.wasted_s += sum(now_s - self._state.leases[number].began_s for number in self._state.replicas[event.replica])
                 self._put(now_s + self.away_s, ReplicaReady(event.replica))
+            if isinstance(event, LeaseDone) and event.lease in self._state.leases:
+                self.worked_s += self.takes_s(self._state.leases[event.lease])
             self._perform(self._state.handle(event, now_s), now_s)
         return now_s
 
@@ -82,9 +87,10 @@ class Simulation:
         for instruction in instructions:
             if isinstance(instruction, Run):
                 lease = instruction.lease
-                self._put(now_s + self._takes_s(lease), LeaseDone(lease.number))
+                self._put(now_s + self.takes_s(lease), LeaseDone(lease.number))
 
-    def _takes_s(self, lease: Lease) -> float:
+    def takes_s(self, lease: Lease) -> float:
+        """Seconds of a lease."""
         whole_s, rows = self.seconds[lease.task.unit], lease.task.rows
         if lease.task.kind is Kind.FINISH:
             return whole_s * FINISH_SHARE
@@ -105,38 +111,54 @@ def lower_bound_s(seconds: Sequence[float], replicas: int) -> float:
 LOOK_AT_LEDGER_S = 30.0
 
 
-def two_drivers(seconds: Sequence[float], replicas: int, seed: int) -> tuple[int, int]:
-    """Units that both computed, and units in all, when two drivers with `replicas` each begin at the same moment on one store.
+class TwoDrivers:
+    """Two drivers with `replicas` each, that begin at the same moment on one store.
 
-    Each asks for a unit's marker before it begins it, and lists all of them now and then.
+    By the rules of a run: units are split at the tail, and a replica has two leases, which share it. Each driver asks for a unit's
+    marker before it begins it, and lists all of them now and then.
     """
-    states = [SchedulerState(dict.fromkeys(range(len(seconds)), 256), rules=Rules(seed=seed + i, parts=1)) for i in range(2)]
-    committed: set[int] = set()
-    events: list[tuple[float, int, int, Event]] = []
-    tickets = count()
-    num_double = 0
 
-    def handle(driver: int, event: Event, now_s: float) -> None:
-        for instruction in states[driver].handle(event, now_s):
+    def __init__(self, seconds: Sequence[float], replicas: int, seed: int) -> None:
+        rules = [Rules(seed=seed + driver, leases_per_replica=2) for driver in range(2)]
+        self.replicas = replicas
+        self.states = [SchedulerState(dict.fromkeys(range(len(seconds)), 256), rules=of_driver) for of_driver in rules]
+        self._clocks = [Simulation(seconds, replicas, of_driver) for of_driver in rules]
+        self.committed: set[int] = set()
+        self.num_double = 0
+        """Units that both have computed."""
+        self._events: list[tuple[float, int, int, Event]] = []
+        self._tickets = count()
+
+    def run(self) -> None:
+        """Until both see that all is done."""
+        for driver in range(2):
+            self._put(LOOK_AT_LEDGER_S, driver, Tick())
+            for replica in range(self.replicas):
+                self._handle(driver, ReplicaReady(replica), 0.0)
+        while not all(state.is_done for state in self.states):
+            now_s, _, driver, event = heapq.heappop(self._events)
+            if isinstance(event, Tick):
+                self._put(now_s + LOOK_AT_LEDGER_S, driver, Tick())
+                event = UnitsFound(frozenset(self.committed))
+            elif isinstance(event, LeaseDone):
+                self._commit(driver, event)
+            self._handle(driver, event, now_s)
+            self.states[driver].validate()
+
+    def _put(self, at_s: float, driver: int, event: Event) -> None:
+        heapq.heappush(self._events, (at_s, next(self._tickets), driver, event))
+
+    def _handle(self, driver: int, event: Event, now_s: float) -> None:
+        for instruction in self.states[driver].handle(event, now_s):
             if isinstance(instruction, Run):
                 lease = instruction.lease
-                if lease.task.unit in committed:
-                    handle(driver, LeaseFound(lease.number), now_s)
+                if lease.task.unit in self.committed:
+                    self._handle(driver, LeaseFound(lease.number), now_s)
                 else:
-                    heapq.heappush(events, (now_s + seconds[lease.task.unit], next(tickets), driver, LeaseDone(lease.number)))
+                    self._put(now_s + 2 * self._clocks[driver].takes_s(lease), driver, LeaseDone(lease.number))
 
-    for driver in range(2):
-        heapq.heappush(events, (LOOK_AT_LEDGER_S, next(tickets), driver, Tick()))
-        for replica in range(replicas):
-            handle(driver, ReplicaReady(replica), 0.0)
-    while not all(state.is_done for state in states):
-        now_s, _, driver, event = heapq.heappop(events)
-        if isinstance(event, Tick):
-            heapq.heappush(events, (now_s + LOOK_AT_LEDGER_S, next(tickets), driver, Tick()))
-            event = UnitsFound(frozenset(committed))
-        elif isinstance(event, LeaseDone) and event.lease in states[driver].leases:
-            unit = states[driver].leases[event.lease].task.unit
-            num_double += unit in committed
-            committed.add(unit)
-        handle(driver, event, now_s)
-    return num_double, len(committed)
+    def _commit(self, driver: int, event: LeaseDone) -> None:
+        lease = self.states[driver].leases.get(event.lease)
+        if lease is not None and lease.task.kind in {Kind.WHOLE, Kind.FINISH}:
+            self.num_double += lease.task.unit in self.committed
+            self.committed.add(lease.task.unit)

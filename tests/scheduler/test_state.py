@@ -29,7 +29,7 @@ from persona_ray.scheduler.events import (
     UnitsFound,
 )
 from persona_ray.scheduler.state import Rules, SchedulerState
-from tests.scheduler.simulation import Simulation, lognormal_units, lower_bound_s, static_split_s, two_drivers
+from tests.scheduler.simulation import Simulation, TwoDrivers, lognormal_units, lower_bound_s, static_split_s
 
 
 class Checked:
@@ -248,6 +248,30 @@ def test_what_takes_too_long_is_leased_once_more_where_nothing_else_is_to_do() -
     assert handle(LeaseDone(again.number)) == []
 
 
+def test_two_replicas_that_go_down_over_a_unit_in_turns_find_the_row_that_does_it() -> None:
+    """Near the end a unit that takes long is leased once more: while one holds it, the other's loss counts, too."""
+    handle = Checked(2, 3, parts=1, max_losses=10_000)
+    (first,) = leases_of(handle(ReplicaReady(0)))
+    (second,) = leases_of(handle(LeaseDone(first.number)))
+    poisoned = second.task.unit
+    handle(ReplicaReady(1))
+    for _ in range(60):
+        if handle.state.is_done:
+            break
+        handle.now_s += 61.0
+        for replica in {0, 1} - handle.state.replicas.keys():
+            handle(ReplicaReady(replica))
+        lease = handle.state.leases[min(handle.state.leases)] if handle.state.leases else None
+        if lease is None:
+            handle(Tick())
+        elif 0 in (lease.task.rows or range(3)) and 0 not in lease.task.excluded:
+            handle(ReplicaLost(lease.replica, "crashed"))
+        else:
+            handle(LeaseDone(lease.number))
+    assert handle.state.stored == {0, 1}
+    assert {unit: list(rows) for unit, rows in handle.state.refused.items()} == {poisoned: [0]}
+
+
 def test_events_that_cannot_be_are_a_defect() -> None:
     with pytest.raises(StateError, match="never given"):
         Checked(1)(LeaseDone(0))
@@ -309,7 +333,7 @@ def test_whatever_happens_every_unit_ends_once_and_only_poison_is_refused(  # no
 def test_a_thousand_replicas_finish_together(units_each: int, within: float) -> None:
     """Units of lognormal time; the bound is the larger of mean load and longest unit."""
     seconds = lognormal_units(1000 * units_each, 0.3, seed=1)
-    taken_s, bound_s = Simulation(seconds, 1000, Rules(window=1000)).run(), lower_bound_s(seconds, 1000)
+    taken_s, bound_s = Simulation(seconds, 1000, Rules()).run(), lower_bound_s(seconds, 1000)
     print(
         f"{units_each} units each: {taken_s / bound_s:.3f} of the bound; dealt out beforehand {static_split_s(seconds, 1000) / bound_s:.3f}"
     )
@@ -318,16 +342,23 @@ def test_a_thousand_replicas_finish_together(units_each: int, within: float) -> 
 
 
 def test_lost_spot_nodes_cost_at_most_their_own_units() -> None:
-    seconds = lognormal_units(100 * 50, 0.3, seed=2)
-    disturbed = Simulation(seconds, 100, Rules(window=100), losses_per_hour=100)
-    taken_s = disturbed.run()
+    """A thousand replicas, a hundred losses an hour: nothing is done again but what the lost ones held."""
+    seconds = lognormal_units(1000 * 40, 0.3, seed=2)
+    disturbed = Simulation(seconds, 1000, Rules(), losses_per_hour=100)
+    taken_s, peaceful_s = disturbed.run(), Simulation(seconds, 1000, Rules()).run()
     assert disturbed.num_losses > 50
-    lost_s = disturbed.wasted_s + disturbed.num_losses * disturbed.away_s
-    assert taken_s <= Simulation(seconds, 100, Rules(window=100)).run() + lost_s / 100 + 2 * max(seconds)
+    assert disturbed.worked_s <= 1.002 * sum(seconds)  # stragglers of the end are leased twice
+    assert disturbed.wasted_s <= disturbed.num_losses * max(seconds)
+    gone_s = disturbed.wasted_s + disturbed.num_losses * disturbed.away_s
+    again = disturbed.wasted_s / sum(seconds)
+    print(f"{disturbed.num_losses} losses: {taken_s:.0f} s beside {peaceful_s:.0f} s, {again:.2%} of the work was lost and done again")
+    assert taken_s <= peaceful_s + gone_s / 1000 + 0.02 * peaceful_s
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(10))
 def test_two_drivers_on_one_store_share_the_work(seed: int) -> None:
-    num_double, num_units = two_drivers(lognormal_units(200, 0.3, seed), replicas=2, seed=100 * seed)
-    assert num_units == 200
-    assert num_double <= 20
+    drivers = TwoDrivers(lognormal_units(200, 0.3, seed), replicas=2, seed=100 * seed)
+    drivers.run()
+    assert len(drivers.committed) == 200
+    print(f"{drivers.num_double} of 200 units by both")
+    assert drivers.num_double <= 20
