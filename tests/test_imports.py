@@ -171,6 +171,30 @@ for arguments, code in ((["schema"], 0), (["axis", "/nowhere"], 2), (["quickstar
     assert "pip install 'persona-ray[engine]'" in done.stderr
 
 
+def test_a_laptop_reads_a_store_and_makes_its_report(tmp_path: Path) -> None:
+    """A store with a result, and no torch to read it with."""
+    store, page = tmp_path / "store", tmp_path / "report.html"
+    code = f"""
+import sys
+sys.path.insert(0, {str(ROOT.parent)!r})
+from persona_ray.cli import main
+from persona_ray.store.reader import open_store
+from tests.store.conftest import Toy
+from tests.store.exchange.conftest import judge_all, reduce_all
+store = open_store(Toy(rows=60, unit_rows=5, archetypes=("default", "bard", "sage", "pirate")).fill({str(store)!r}))
+judge_all(store)
+reduce_all(store)
+for command in (["report", store.url, "--out", {str(page)!r}], ["axis", store.url], ["status", store.url], ["store", "info", store.url],
+                ["store", "verify", store.url], ["project", store.url]):
+    try:
+        main([*command, "--json"])
+    except SystemExit as end:
+        assert not end.code, (command, end.code)
+"""
+    python(code, without=("torch", "transformers"))
+    assert "<html" in page.read_text(encoding="utf-8")
+
+
 def test_a_laptop_can_plan(tmp_path: Path) -> None:
     """Cutting a model needs its config, not its weights, and neither torch nor Ray; nor does telling what it will cost."""
     code = f"""

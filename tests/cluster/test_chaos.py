@@ -14,6 +14,7 @@ import yaml
 
 from persona_ray import pipeline
 from persona_ray.store.reader import open_store
+from persona_ray.store.verify import verify
 from tests.cluster.chaos import Chaos, LocalCluster
 from tests.cluster.test_faults import QUIET, bits_of, job_for
 
@@ -34,6 +35,7 @@ def markers_of(url: Path) -> dict[int, dict[str, Any]]:
 def survive(model: Path, catalog: Path, tmp_path: Path, *, samples: int, faults: dict[str, int], between: int) -> None:
     """Run once in peace and once through all faults, in a random order; `PERSONA_RAY_SEED` replays one."""
     seed = int(os.environ.get("PERSONA_RAY_SEED") or random.randrange(10**6))
+    print(f"\nPERSONA_RAY_SEED={seed} replays this")  # before anything can go wrong
     sections: dict[str, Any] = {
         "catalog": {"source": str(catalog), "system_prompts": 2, "questions": 4, "samples": samples},
         "rollouts": {"max_new_tokens": 40, "temperature": 1.0},  # units that take a while, so that they are struck under way
@@ -52,14 +54,15 @@ def survive(model: Path, catalog: Path, tmp_path: Path, *, samples: int, faults:
         finally:
             chaos.end()
     in_flight = sum(bool(strike.units) for strike in chaos.strikes)
-    print(f"\nseed {seed}: {len(chaos.strikes)} faults, {in_flight} of them struck units under way")
+    print(f"seed {seed}: {len(chaos.strikes)} faults, {in_flight} of them struck units under way")
     for strike in chaos.strikes:
         print(f"{strike.at_s:7.1f} s  {strike.fault:18}  units {', '.join(map(str, strike.units)) or 'none'}")
     pipeline.run(job_for(model, catalog, peaceful, **sections), QUIET)
     assert len(chaos.strikes) == sum(faults.values())
     assert 2 * in_flight >= len(chaos.strikes)
     assert bits_of(struck) == bits_of(peaceful)
-    assert markers_of(struck) == markers_of(peaceful)
+    assert markers_of(struck) == markers_of(peaceful)  # with the digests of all objects
+    assert verify(str(struck)).is_right
     counts = open_store(str(struck)).ledger.counts()
     assert counts.asked == counts.stored + counts.refused == 32 * samples
 

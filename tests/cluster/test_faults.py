@@ -179,10 +179,10 @@ def test_a_run_that_is_told_to_stop_finishes_its_units_and_says_how_to_go_on(
     deadline = time.monotonic() + 200
     while not list(url.glob("_commits/*.json")) and time.monotonic() < deadline:
         time.sleep(0.02)
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGINT)  # Ctrl-C; SIGTERM is what `persona-ray stop` sends (test_submit)
     _, said = process.communicate(timeout=200)
     assert process.returncode == EXIT_INTERRUPTED
-    assert "SIGTERM received" in said
+    assert "SIGINT received" in said
     assert said.strip().splitlines()[-1].startswith("persona-ray: interrupted; what is committed is safe, and the same command resumes:")
     texts = {path.stem.removeprefix("part-") for path in url.glob("rollouts/part-*.parquet")}
     markers = {path.stem for path in url.glob("_commits/*.json")}
