@@ -22,6 +22,7 @@ from persona_ray.reduce.convergence import BatchMeans, Look, StopRule
 from persona_ray.reduce.vectors import Filter
 from persona_ray.reduce.weightings import DEFAULT
 from persona_ray.spec import ScoredRows
+from persona_ray.store.looks import write_look
 from persona_ray.store.reader import StoreReader
 
 log = logging.getLogger(__name__)
@@ -77,6 +78,8 @@ class PrefixAxis:
                 look = self._batches.look(self.keep.min_count)
                 has_held = self.rule.take(look, number)
                 log.info("axis after %d rows per archetype: %s", number, _in_words(look))
+                if look is not None:
+                    write_look(self.store.url, number, self.layers, look.cosine_L.tolist())
                 if has_held and look is not None:
                     return self._reason(look, number)
         self.num_units += len(new)

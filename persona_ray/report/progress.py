@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from datetime import datetime
 from itertools import chain
 from typing import Any
@@ -23,7 +24,8 @@ def store_progress(store: StoreReader, now_s: float) -> dict[str, Any]:
     """Plain JSON values. `now_s`: seconds since 1970. Markers that were read before are not read again.
 
     `rates` is None until two units were committed one after the other, `seconds_left` where nothing was committed lately;
-    `peak_device_bytes`, of the shard that took most memory of its GPU, where nothing was computed on one.
+    `peak_device_bytes`, of the shard that took most memory of its GPU, where nothing was computed on one; `axis_so_far` where no
+    run of the store has looked at its axis (`reduce.stop`).
     """
     by_set = store.markers()
     if any(unit not in store.plans for unit in by_set[0]):
@@ -36,6 +38,7 @@ def store_progress(store: StoreReader, now_s: float) -> dict[str, Any]:
     is_moving = last is not None and now_s - last < WINDOW_S
     rates = _rates(every)
     left = rows["asked"] - rows["stored"] - rows["refused"]
+    look = store.latest_look()
     return {
         "url": store.url,
         "name": plans.first.job.get("name"),
@@ -54,6 +57,7 @@ def store_progress(store: StoreReader, now_s: float) -> dict[str, Any]:
         "seconds_left": round(left / rates["rows_per_s"]) if rates and is_moving else None,
         "money": _money(plans.files[-1].job, every, left),
         "axis": store.latest_reduced(),
+        "axis_so_far": None if look is None else asdict(look),
         "is_complete": all(len(found) >= plans.num_units for found in by_set),
     }
 

@@ -148,6 +148,10 @@ def _short(store: Facts | None) -> Iterator[str]:
         yield f"{duration(store['seconds_left'])} left"
     if store["money"] is not None and not store["is_complete"]:
         yield f"money {store['money']['spent']:,.2f}, {store['money']['left']:,.2f} left"
+    if store["peak_device_bytes"] is not None and not store["is_complete"]:
+        yield f"GPU memory {store['peak_device_bytes'] / 1e9:.1f} GB"
+    if store["axis_so_far"] is not None and store["axis"] is None:
+        yield f"axis so far: {_so_far(store['axis_so_far'])}"
     if store["is_complete"]:
         yield f"axis {store['axis'] or 'not computed yet'}"
 
@@ -183,7 +187,15 @@ def _store_lines(store: Facts | None) -> Iterator[tuple[str, str]]:
         money = store["money"]
         price = f"at {money['per_gpu_hour']:g} an hour of a GPU, {money['source']}"
         yield "money", f"about {money['spent']:,.2f} spent and {money['left']:,.2f} left ({price}; loading and waiting not counted)"
+    if store["axis_so_far"] is not None:
+        yield "axis so far", _so_far(store["axis_so_far"])
     yield "axis", store["axis"] or "none yet"
+
+
+def _so_far(look: Facts) -> str:
+    """The worst of the layers that were looked at."""
+    layer, cosine = min(zip(look["layers"], look["expected_cosine"], strict=True), key=lambda pair: pair[1])
+    return f"expected cosine {cosine:.4f} with that of endlessly many rows, after {look['rows_per_archetype']:,} of each (layer {layer})"
 
 
 def _speed_lines(store: Facts) -> Iterator[tuple[str, str]]:

@@ -24,6 +24,7 @@ from persona_ray.store.encoding import decode_unit
 from persona_ray.store.info import store_info
 from persona_ray.store.layout import activations_name, chunk_key, parquet_key, planned_columns, score_array, unit_arrays
 from persona_ray.store.ledger import Ledger, count_rows
+from persona_ray.store.looks import AxisLook, latest_look
 from persona_ray.store.marker import Marker
 from persona_ray.store.plans import Plans, read_plans
 from persona_ray.store.reduced import LATEST_REDUCED_KEY, has_reduced, read_reduced
@@ -238,6 +239,10 @@ class StoreReader:
     def latest_reduced(self) -> str | None:
         """Name of the result in force."""
         return self._latest(LATEST_REDUCED_KEY)
+
+    def latest_look(self) -> AxisLook | None:
+        """What a run has seen of its axis last, before there was a result; None where none has looked."""
+        return latest_look(self._backend)
 
     def scored_units(self, name: str) -> frozenset[int]:
         """Units that judge `name` has scored; one listing."""
