@@ -96,6 +96,9 @@ def test_at_a_cosine_of_0_999_a_fraction_does_and_its_axis_is_that_of_the_whole_
     assert early.has_converged
     whole = pipeline.run(job.model_copy(update={"reduce": job.reduce.model_copy(update={"stop": None})}), QUIET)
     fraction, found = early.counts.stored / whole.counts.stored, cosine(early.reduced.axis_LD, whole.reduced.axis_LD)
-    print(f"\nstopped after {early.counts.stored:,} of {whole.counts.stored:,} rows ({fraction:.0%}); axes have cosine {found:.5f}")
+    look = open_store(str(url)).latest_look()
+    assert look is not None
+    held = f"the axis held still after {look.rows_per_archetype:,} rows of each archetype"
+    print(f"\n{held}; stopped after {early.counts.stored:,} of {whole.counts.stored:,} rows ({fraction:.0%}); axes have cosine {found:.5f}")
     assert fraction < 1
     assert found >= 0.998
