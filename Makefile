@@ -14,7 +14,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 # By environment, because only so the pins reach the build back-end, too.
 export PIP_CONSTRAINT = $(CURDIR)/constraints.txt
 
-.PHONY: quickstart test test-ceph chaos check format install clean
+.PHONY: quickstart test test-ceph test-laptop chaos check format install clean
 
 quickstart: $(STAMP)
 	$(BIN)/persona-ray quickstart
@@ -25,6 +25,12 @@ test: $(STAMP).dev
 # The storage suites against Ceph's object gateway on loopback (needs root the first time, for the packages); nothing of it stays.
 test-ceph: $(STAMP).dev
 	infra/s3/with $(BIN)/python -m pytest tests/s3 -m "ceph and not long" $(PYTEST_ARGS)
+
+# A laptop's commands from an environment that really has no torch, against a real head.
+test-laptop: $(STAMP).dev
+	$(PYTHON) -m venv --clear .laptop
+	.laptop/bin/python -m pip install --quiet .
+	PERSONA_RAY_LAPTOP=$(CURDIR)/.laptop/bin/python $(BIN)/python -m pytest tests/cluster/test_submit.py $(PYTEST_ARGS)
 
 # One run through 32 faults (killed actors, lost nodes, killed drivers and heads); PERSONA_RAY_SEED replays one.
 chaos: $(STAMP).dev
@@ -51,4 +57,4 @@ $(STAMP).dev: $(STAMP)
 	touch $@
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis persona-ray-quickstart
+	rm -rf $(VENV) .laptop .pytest_cache .mypy_cache .ruff_cache .hypothesis persona-ray-quickstart

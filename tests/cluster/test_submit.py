@@ -45,6 +45,8 @@ sys.meta_path.insert(0, NotInstalled())
 from persona_ray.cli import main
 main(sys.argv[1:])
 """
+BARE_PYTHON = os.environ.get("PERSONA_RAY_LAPTOP")
+"""Of a virtual environment without the engine (`make test-laptop` makes one); else torch is hidden from this one."""
 WITHOUT_CHECKOUT = f"import sys\nsys.path[:] = [place for place in sys.path if place != {str(CHECKOUT)!r}]\n"
 """Read by every interpreter of the cluster as it starts: its nodes have our dependencies, and not us."""
 
@@ -57,9 +59,11 @@ class Laptop:
 
     def start(self, *arguments: object, token: str | None = TOKEN) -> subprocess.Popen[str]:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-        environment |= {"RAY_ADDRESS": "127.0.0.1:1"}  # what Ray would believe more than the command line
+        # What Ray would believe more than the command line; and a home in which no other cluster has left its token.
+        environment |= {"RAY_ADDRESS": "127.0.0.1:1", "HOME": tempfile.gettempdir()}
         environment |= {} if token is None else {"RAY_AUTH_TOKEN": token}
-        command = [sys.executable, "-c", LAPTOP, *map(str, arguments)]
+        program = [BARE_PYTHON, "-m", "persona_ray"] if BARE_PYTHON else [sys.executable, "-c", LAPTOP]
+        command = [*program, *map(str, arguments)]
         return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
 
     def __call__(self, *arguments: object, token: str | None = TOKEN) -> tuple[int, str, str]:
