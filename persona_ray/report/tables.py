@@ -56,7 +56,7 @@ def axis_table(reduced: Reduced, top: int = 10) -> RenderableType:
     best = reduced.layers[best_place(reduced)]
     views = layer_views(reduced)
     with_rollouts = any(view.rollouts is not None for view in views)
-    of_rollouts = ("rollouts: cos(PC1, axis)", "PC1 explains") if with_rollouts else ()
+    of_rollouts = ("rollouts: cos(PC1, axis)", "rollouts: PC1 explains") if with_rollouts else ()
     layers = _table("layer", "cos(PC1, axis)", "PC1 explains", "|axis|", "separation", *of_rollouts)
     for view in views:
         marker = " (best)" if view.layer == best else ""
