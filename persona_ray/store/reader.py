@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from persona_ray.errors import InputError, IntegrityError
+from persona_ray.errors import InputError, IntegrityError, RetryableError
 from persona_ray.spec import NOT_SCORED, Float32, Reduced, Rollout, RunCounts, ScoredRows
 from persona_ray.store.address import absolute_url, open_backend
 from persona_ray.store.ahead import read_ahead
@@ -405,5 +405,11 @@ class StoredRows:
     """Rows count that are stored with all of these, too."""
 
     def __call__(self, units: Sequence[int]) -> Iterator[ScoredRows]:
-        """The units' committed, stored rows, in the order asked for."""
-        return open_store(self.url).scored_rows(units, self.scores, self.layers, self.among)
+        """The units' stored rows, in the order asked for. Raises RetryableError if one of them is not committed (any more)."""
+        num_found = 0
+        for rows in open_store(self.url).scored_rows(units, self.scores, self.layers, self.among):
+            num_found += 1
+            yield rows
+        if num_found < len(units):
+            gone = f"{len(units) - num_found} of {len(units)} units are not committed any more"
+            raise RetryableError(f"{self.url}: {gone}; were they requeued while they were read? Run the same command again")

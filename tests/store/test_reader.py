@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import persona_ray
-from persona_ray.errors import InputError, IntegrityError
+from persona_ray.errors import InputError, IntegrityError, RetryableError
 from persona_ray.spec import Judgement
-from persona_ray.store.reader import open_store
+from persona_ray.store.reader import StoredRows, open_store
 from persona_ray.store.scores import ScoreWriter
 from persona_ray.store.writer import UnitWriter
 
@@ -192,3 +192,12 @@ def test_any_size_comes_back(
         np.testing.assert_array_equal(store.layer(layers[-1])[1], whole[:, -1])
         counts = store.ledger.counts()
         assert (counts.asked, counts.stored, counts.refused) == (rows, len(stored), len(refused))
+
+
+def test_a_pass_that_misses_a_unit_says_so(tmp_path: Path, toy: Any) -> None:
+    """Requeued between the listing and the reading: a result without it must not pass for one with it."""
+    url = toy.fill(tmp_path, units=range(2), refused=dict.fromkeys(range(4), "empty answer"))
+    source = StoredRows(url, None)
+    assert [len(rows.rollout_R) for rows in source([0, 1])] == [0, 4]
+    with pytest.raises(RetryableError, match="1 of 3 units are not committed any more"):
+        list(source([0, 1, 2]))
