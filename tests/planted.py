@@ -12,7 +12,7 @@ import numpy as np
 from persona_ray.config import ReduceConfig
 from persona_ray.reduce.merging import in_process
 from persona_ray.reduce.moments import Moments
-from persona_ray.reduce.persona_space import persona_space
+from persona_ray.reduce.persona_space import Block, persona_space
 from persona_ray.spec import Float32, Float64, Identity, Reduced
 from persona_ray.store.reader import open_store
 from persona_ray.store.reduced import publish_reduced, write_reduced
@@ -73,7 +73,7 @@ def reduce_again(url: str, **settings: Any) -> Reduced:
     store = open_store(url)
     moments = in_process(lambda units: store.scored_rows(units, None), sorted(store.ledger.committed()), Moments.of)
     found = persona_space(
-        [(store.layers, moments)],
+        [Block(store.layers, moments)],
         archetypes=store.archetypes,
         default_archetypes=store.default_archetypes,
         config=ReduceConfig(**({"min_count": 2, "bootstrap": 0} | settings)),
