@@ -22,7 +22,7 @@ from rich.console import Console
 
 from persona_ray.bench.command import with_settings
 from persona_ray.bench.settings import Settings
-from persona_ray.cli_cluster import cluster_app
+from persona_ray.cli_cluster import MaybeAddress, RunOrStore, cluster_app, store_of
 from persona_ray.cli_project import project_app
 from persona_ray.cli_results import results_app
 from persona_ray.cli_store import AsJson, StoreUrl, store_app
@@ -133,16 +133,19 @@ def axis(
 
 @app.command("report")
 def write_report(
-    store: StoreUrl,
+    target: RunOrStore,
+    address: MaybeAddress = None,
     out: Annotated[Path, typer.Option(help="The HTML file to write.")] = Path("report.html"),
     compare: Annotated[list[str] | None, typer.Option(metavar="OTHER", help="Another STORE, or STORE@NAME; may be repeated.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write the report of a store: one HTML file that needs no network. --compare draws its archetypes against those of other stores.
+    """Write the report of a store, or of a run's: one HTML file that needs no network.
+
+    --compare draws its archetypes against those of other stores.
 
     Example: persona-ray report persona-ray-quickstart/store --out axis.html
     """
-    page = _write_page(store, out, compare or [])
+    page = _write_page(store_of(target, address), out, compare or [])
     show({"report": str(page)}, f"report: {page}", as_json=as_json)
 
 

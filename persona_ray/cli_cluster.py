@@ -22,6 +22,7 @@ from persona_ray.terminal import show
 
 if TYPE_CHECKING:
     from persona_ray.report.watch import Watched
+    from persona_ray.submit import Cluster
 
 cluster_app = typer.Typer(rich_markup_mode=None)
 
@@ -139,19 +140,39 @@ def stop(run: Run, address: Address, as_json: AsJson = False) -> None:
     show({"run": run, "was_running": was_running, "state": state.state, "store": state.store_url}, first, following, as_json=as_json)
 
 
-def _watched(target: str, address: str | None) -> Watched:
-    """With an address the target is a run, without one a store."""
-    from persona_ray.report.watch import Watched
+def store_of(target: str, address: str | None) -> str:
+    """Where the run `target` on the cluster at `address` writes; without an address the target is a store itself.
 
+    Raises InputError if it is neither.
+    """
+    cluster = _cluster_of(target, address)
+    if cluster is None:
+        return target
+    store_url = cluster.run(target).store_url
+    if store_url is None:
+        raise InputError(f"{target}: this run does not say where its store is; name the store itself, without --address")
+    return store_url
+
+
+def _cluster_of(target: str, address: str | None) -> Cluster | None:
+    """With an address the target is a run of that cluster, without one a store (None)."""
     if address is None:
         if "/" not in target and ":" not in target and not Path(target).exists():
             raise InputError(f"{target}: no folder or URL of a store; for a run say where: --address http://head:8265")
-        return Watched(store_url=target)
+        return None
     if "/" in target:
         raise InputError(f"{target} is a store, and --address belongs to a run's name; leave it out")
     from persona_ray.submit import Cluster
 
-    cluster = Cluster(address)
+    return Cluster(address)
+
+
+def _watched(target: str, address: str | None) -> Watched:
+    from persona_ray.report.watch import Watched
+
+    cluster = _cluster_of(target, address)
+    if cluster is None:
+        return Watched(store_url=target)
 
     def ask() -> dict[str, Any]:
         state = asdict(cluster.run(target))

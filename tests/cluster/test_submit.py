@@ -218,6 +218,10 @@ def test_a_run_from_submit_to_its_end(laptop: Laptop, job: Path, tmp_path: Path)
     followed = laptop("logs", run, "--address", laptop.address, "--follow")
     assert (followed[0], followed[1].splitlines()[-1]) == (0, out.splitlines()[-1])
 
+    page = tmp_path / "axis.html"
+    assert laptop("report", run, "--address", laptop.address, "--out", page)[:2] == (0, f"report: {page}\n")
+    assert "Assistant Axis" in page.read_text()
+
     code, out, _ = laptop("stop", run, "--address", laptop.address)
     assert code == 0
     assert f"{run} had ended before: succeeded" in out
@@ -273,7 +277,7 @@ def test_without_the_right_token_nothing_is_begun(laptop: Laptop, job: Path, tmp
     assert not (tmp_path / "store").exists()
 
 
-@pytest.mark.parametrize("command", ["status", "watch", "logs", "stop"])
+@pytest.mark.parametrize("command", ["status", "watch", "logs", "report", "stop"])
 def test_a_run_that_is_not_there(laptop: Laptop, command: str) -> None:
     code, out, err = laptop(command, "tiny-00000000", "--address", laptop.address)
     assert (code, out, err.count("\n")) == (2, "", 1)
