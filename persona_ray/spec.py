@@ -393,6 +393,13 @@ class Reduced:
     rollout_pca_mean_LD: Float32 | None = None
     cos_rollout_pc1_axis_L: Float32 | None = None
 
+    @property
+    def unit_axis_LD(self) -> Float32:
+        """The axis of each layer over its norm, for projecting and steering; 0 where the axis is 0."""
+        norm_L1 = np.linalg.norm(self.axis_LD.astype(np.float64), axis=-1, keepdims=True)
+        unit_LD: Float32 = np.divide(self.axis_LD, norm_L1, out=np.zeros_like(self.axis_LD), where=norm_L1 > 0, casting="same_kind")
+        return unit_LD
+
 
 @dataclass(frozen=True, slots=True)
 class CertainPosition:

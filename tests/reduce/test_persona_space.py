@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any, Literal
 
 import ml_dtypes
@@ -81,6 +81,15 @@ def test_attributes_are_plain_json_and_say_how_it_was_made() -> None:
     assert len(attributes["separation"]) == len(attributes["axis_norm"]) == len(LAYERS)
     assert attributes["default_archetypes"] == ["helper"]
     np.testing.assert_allclose(attributes["axis_norm"], np.linalg.norm(space.axis_LD, axis=1), rtol=1e-5)
+
+
+def test_the_unit_axis_is_the_axis_without_its_length() -> None:
+    space = space_of(planted_moments()[0])
+    nowhere_D = np.zeros(WIDTH, dtype=np.float32)
+    unit_LD = replace(space, axis_LD=np.stack([*space.axis_LD[:2], nowhere_D])).unit_axis_LD
+    assert unit_LD.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(unit_LD, axis=1), [1, 1, 0], atol=1e-6)
+    np.testing.assert_allclose(unit_LD[:2] * np.array(space.attributes["axis_norm"])[:2, None], space.axis_LD[:2], rtol=1e-5, atol=1e-6)
 
 
 def test_without_a_judge_every_row_counts_and_the_result_says_so() -> None:
