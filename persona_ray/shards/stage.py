@@ -22,7 +22,6 @@ from persona_ray.errors import OutOfMemoryError, RetryableError
 from persona_ray.metrics import GPU_MEMORY_BYTES, STAGE_BUSY_SECONDS, record
 from persona_ray.shards.cache import StageCache
 from persona_ray.shards.fetch import fetch_stage
-from persona_ray.shards.load import load_stage
 from persona_ray.shards.plan import StageSpec
 from persona_ray.shards.pooling import mean_over_span
 from persona_ray.shards.sampling import draw
@@ -79,6 +78,9 @@ class Stage:
         if rank is not None:  # read when the weights are loaded, which opens the process group
             os.environ.update(RANK=str(rank.number), WORLD_SIZE=str(spec.tensor_parallel), LOCAL_RANK="0")
             os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(rank.port))
+        # Only who holds a shard pays seconds for the library's modelling code; drivers and replicas import this module, too.
+        from persona_ray.shards.load import load_stage  # noqa: PLC0415
+
         first, end = spec.first_layer, spec.end_layer
         self.model: Any = load_stage(
             str(fetch_stage(spec.location, spec.revision, first, end, with_head=spec.has_head)),
