@@ -18,6 +18,8 @@ import pytest
 
 from tests.cluster_files.files import CLUSTER
 
+pytestmark = pytest.mark.serial
+
 ASK = """
 import json, sys, ray
 ray.init(sys.argv[1], log_to_driver=False, logging_level="error")
@@ -80,7 +82,9 @@ def test_a_cluster_comes_up_loses_a_worker_gains_one_and_leaves_nothing(local: L
     _assert_on_loopback(local)
 
     assert local("start").returncode == 1  # there is one
-    assert local("remove").returncode == 0
+    unknown = local("remove", "worker-7")
+    assert (unknown.returncode, unknown.stderr) == (1, "cluster/local: there is no worker-7; there are worker-1 worker-2\n")
+    assert local("remove", "worker-1").returncode == 0
     _wait_for(local, 2)
     assert local("add").returncode == 0
     assert len(local.nodes()) == 3
