@@ -16,10 +16,8 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from rich.console import Console
 
 from persona_ray import pipeline
-from persona_ray.config import Job, parse_job
 from persona_ray.errors import EXIT_INTERRUPTED, NothingUsableError
 from persona_ray.planning import prepare
 from persona_ray.rollouts.extract import ExtractUnit
@@ -29,48 +27,11 @@ from persona_ray.shards.actors.replicas import Replicas
 from persona_ray.spec import Captured, Engine, Receipt, Rollout, Spans, Unit
 from persona_ray.store.prepare import prepare_store
 from persona_ray.store.reader import open_store
-from persona_ray.terminal import TerminalProgress
+from tests.cluster.runs import QUIET, bits_of, job_for
 
-QUIET = TerminalProgress(Console(quiet=True))
 POISON = 9
 """Index of the row: the second of the third unit."""
-RULES = Rules(max_faults=1, first_deadline_s=15, deadline_floor_s=15, pause_s=0.1)
-
-
-def job_for(model: Path, catalog: Path, url: Path, /, **sections: dict[str, Any]) -> Job:
-    document: dict[str, Any] = {
-        "name": "test",
-        "model": {"id": str(model), "dtype": "float32"},
-        "shards": {"gpus_per_shard": 0},
-        "catalog": {"source": str(catalog), "system_prompts": 2, "questions": 4},
-        "rollouts": {"max_new_tokens": 12, "temperature": 1.0},
-        "capture": {"max_length": 128},
-        "store": {"url": str(url), "dtype": "float32", "unit_rows": 4},
-        "reduce": {"min_count": 1},
-    }
-    return parse_job(document | {name: document.get(name, {}) | values for name, values in sections.items()})
-
-
-def bits_of(url: Path) -> dict[int, tuple[bytes, bytes]]:
-    """Row -> its token ids and its activations; of all that are stored."""
-    store = open_store(str(url))
-    units = sorted(store.ledger.committed())
-    texts = {rollout.index: rollout.token_ids.tobytes() for part in store.rollouts(units) for rollout in part}
-    return {
-        int(row): (texts[int(row)], means_LD.tobytes())
-        for rows in store.scored_rows(units, None)
-        for row, means_LD in zip(rows.rollout_R, rows.activations_RLD, strict=True)
-    }
-
-
-@pytest.fixture(scope="module")
-def finished(chat_model: Path, small_catalog: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The store of an undisturbed run of two units at a time."""
-    url = tmp_path_factory.mktemp("finished") / "store"
-    outcome = pipeline.run(job_for(chat_model, small_catalog, url), QUIET)
-    assert outcome.counts.asked == 32
-    assert outcome.stopped is None
-    return url
+RULES = Rules(max_faults=1, first_deadline_s=8, deadline_floor_s=8, pause_s=0.1)
 
 
 class NotANumber:
@@ -163,7 +124,7 @@ def test_a_limit_below_one_unit_is_wrong_input(chat_model: Path, small_catalog: 
 
 
 def test_hours_that_are_over_stop_the_run_after_what_is_under_way(chat_model: Path, small_catalog: Path, tmp_path: Path) -> None:
-    job = job_for(chat_model, small_catalog, tmp_path / "store", limits={"hours": 1e-9}, reduce={"min_count": 1})
+    job = job_for(chat_model, small_catalog, tmp_path / "store", limits={"hours": 1e-9})
     with pytest.raises(NothingUsableError, match="not one unit is committed"):
         pipeline.run(job, QUIET)
     assert not open_store(job.store.url).ledger.committed()

@@ -15,7 +15,7 @@ from persona_ray.planning import prepare
 from persona_ray.spec import RowKey
 from persona_ray.store.reader import open_store
 from persona_ray.store.verify import verify
-from tests.cluster.test_run import QUIET, files_of, job_for
+from tests.cluster.runs import QUIET, files_of, job_for
 
 
 def contents(url: Path, layers: list[int]) -> dict[RowKey, tuple[bytes, np.ndarray]]:
@@ -64,15 +64,14 @@ def test_uncertain_vectors_get_further_rows_in_a_plan_of_their_own_and_only_once
 
 
 def test_a_store_grown_by_archetypes_questions_and_layers_equals_one_made_at_once(
-    chat_model: Path, small_catalog: Path, tmp_path: Path
+    chat_model: Path, small_catalog: Path, finished: Path, tmp_path: Path
 ) -> None:
-    whole, grown = tmp_path / "whole", tmp_path / "grown"
+    grown = tmp_path / "grown"
     names = [archetype.name for archetype in load_catalog(str(small_catalog)).archetypes]
-    pipeline.run(job_for(chat_model, small_catalog, whole), QUIET)
 
     few = {"archetypes": names[:3], "questions": 2}
     stride = {"layers": [1, 3]}
-    first = pipeline.run(job_for(chat_model, small_catalog, grown, catalog=few, capture=stride, reduce={"min_count": 1}), QUIET)
+    first = pipeline.run(job_for(chat_model, small_catalog, grown, catalog=few, capture=stride), QUIET)
     assert first.counts.asked == 12
     before = files_of(grown)
 
@@ -83,7 +82,7 @@ def test_a_store_grown_by_archetypes_questions_and_layers_equals_one_made_at_onc
     more = pipeline.run(job_for(chat_model, small_catalog, grown, capture=stride), QUIET)
     assert (more.counts.asked, more.units_done) == (32, 5)
     assert more.reduced.layers == (1, 3)
-    assert_equal(whole, grown, [1, 3])
+    assert_equal(finished, grown, [1, 3])
 
     # Rows that are there are no reason to stop adding layers, nor the time for further ones.
     stop = {"cosine": 0.5, "patience": 1, "min_per_archetype": 1, "layers": [1]}
@@ -91,7 +90,7 @@ def test_a_store_grown_by_archetypes_questions_and_layers_equals_one_made_at_onc
     assert (last.stopped, last.extra) == (None, None)
     assert (last.counts.asked, last.units_done) == (32, 8)
     assert last.reduced.layers == (0, 1, 2, 3)
-    assert_equal(whole, grown, [0, 1, 2, 3])
+    assert_equal(finished, grown, [0, 1, 2, 3])
     after = files_of(grown)
     assert {key: after[key] for key in before} == before, "nothing that was committed is written again"
     found = verify(str(grown))
@@ -110,12 +109,10 @@ def test_a_store_grown_by_archetypes_questions_and_layers_equals_one_made_at_onc
     assert len(open_store(str(grown), at=digest).rows()) == more.counts.stored
 
 
-def test_changed_texts_are_another_experiment(chat_model: Path, small_catalog: Path, tmp_path: Path) -> None:
-    few = {"questions": 2}
-    pipeline.run(job_for(chat_model, small_catalog, tmp_path / "store", catalog=few, reduce={"min_count": 1}), QUIET)
+def test_changed_texts_are_another_experiment(chat_model: Path, small_catalog: Path, finished: Path, tmp_path: Path) -> None:
     changed = tmp_path / "catalog.yaml"
     changed.write_text(small_catalog.read_text().replace("?", " today?"))
-    before = files_of(tmp_path / "store")
+    before = files_of(finished)
     with pytest.raises(InputError, match="have other texts in the store than in the job"):
-        pipeline.run(job_for(chat_model, changed, tmp_path / "store", catalog=few), QUIET)
-    assert files_of(tmp_path / "store") == before
+        pipeline.run(job_for(chat_model, changed, finished), QUIET)
+    assert files_of(finished) == before

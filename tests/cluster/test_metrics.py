@@ -40,7 +40,7 @@ from persona_ray.metrics import (
     Metric,
 )
 from persona_ray.spec import ProgressCallback
-from tests.cluster.test_faults import job_for
+from tests.cluster.runs import job_for
 from tests.cluster.test_placement import eventually
 
 DASHBOARD = Path(__file__).parents[2] / "infra" / "metrics" / "dashboard.json"

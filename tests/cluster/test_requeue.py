@@ -13,15 +13,7 @@ from persona_ray import cli, pipeline
 from persona_ray.errors import IntegrityError
 from persona_ray.store.reader import open_store
 from persona_ray.store.verify import verify
-from tests.cluster.test_run import QUIET, assert_same_rows, files_of, job_for
-
-
-@pytest.fixture(scope="module")
-def finished(chat_model: Path, small_catalog: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The store of an undisturbed run: eight units."""
-    url = tmp_path_factory.mktemp("finished") / "store"
-    pipeline.run(job_for(chat_model, small_catalog, url), QUIET)
-    return url
+from tests.cluster.runs import QUIET, assert_same_rows, files_of, job_for
 
 
 def flipped(file: Path) -> None:

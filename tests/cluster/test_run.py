@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Mapping
@@ -15,77 +14,23 @@ import pytest
 import ray
 import torch
 import zarr
-from rich.console import Console
 from transformers import AutoModelForCausalLM
 
 from persona_ray import pipeline
-from persona_ray.config import Job, parse_job
 from persona_ray.errors import InputError, NothingUsableError, RetryableError
 from persona_ray.planning import prepare
 from persona_ray.scheduler.driver import Driver, cluster
 from persona_ray.scheduler.state import Rules, SchedulerState
 from persona_ray.shards.actors.replica import UnitWork
 from persona_ray.shards.actors.replicas import Replicas
-from persona_ray.spec import Engine, Receipt, Rollout, RowKey, Unit
+from persona_ray.spec import Engine, Receipt, Unit
 from persona_ray.store.prepare import prepare_store
 from persona_ray.store.reader import open_store
-from persona_ray.terminal import TerminalProgress
-
-QUIET = TerminalProgress(Console(quiet=True))
-
-
-def job_for(model: Path, catalog: Path, url: Path, /, **sections: dict[str, Any]) -> Job:
-    document: dict[str, Any] = {
-        "name": "test",
-        "model": {"id": str(model), "dtype": "float32"},
-        "shards": {"stages": 2, "gpus_per_shard": 0},
-        "catalog": {"source": str(catalog), "system_prompts": 2, "questions": 4},
-        "rollouts": {"max_new_tokens": 12, "temperature": 1.0},
-        "capture": {"max_length": 128},
-        "store": {"url": str(url), "dtype": "float32", "unit_rows": 4},
-        "reduce": {"min_count": 2},
-    }
-    return parse_job(document | {name: document.get(name, {}) | values for name, values in sections.items()})
+from tests.cluster.runs import QUIET, assert_same_rows, files_of, job_for, rows_of
 
 
 def state_for(units: Mapping[int, Unit], **rules: Any) -> SchedulerState:
     return SchedulerState({index: len(unit.rows) for index, unit in units.items()}, rules=Rules(**rules))
-
-
-def rows_of(url: Path) -> dict[RowKey, tuple[Rollout, bytes]]:
-    """Every row with its text and the bits of its activations."""
-    store = open_store(str(url))
-    units = sorted(store.ledger.committed())
-    values = {
-        int(row): means.tobytes()
-        for rows in store.scored_rows(units, None)
-        for row, means in zip(rows.rollout_R, rows.activations_RLD, strict=True)
-    }
-    return {rollout.key: (rollout, values.get(rollout.index, b"")) for part in store.rollouts(units) for rollout in part}
-
-
-def assert_same_rows(one: Path, other: Path) -> None:
-    rows, others = rows_of(one), rows_of(other)
-    assert rows.keys() == others.keys()
-    for key, (rollout, bits) in rows.items():
-        assert others[key][1] == bits, key
-        assert others[key][0].token_ids.tolist() == rollout.token_ids.tolist(), key
-
-
-def files_of(folder: Path) -> dict[str, str]:
-    """Digest of every object that is written once."""
-    files = (path for path in folder.rglob("*") if path.is_file() and path.name not in {"zarr.json", "latest.json"})
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-
-
-@pytest.fixture(scope="module")
-def finished(chat_model: Path, small_catalog: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The store of an undisturbed run of two stages."""
-    url = tmp_path_factory.mktemp("finished") / "store"
-    outcome = pipeline.run(job_for(chat_model, small_catalog, url), QUIET)
-    assert outcome.units_done == 8
-    assert outcome.counts.asked == outcome.counts.stored + outcome.counts.refused == 32
-    return url
 
 
 def test_activations_are_those_of_plain_transformers_over_the_stored_tokens(chat_model: Path, finished: Path) -> None:
@@ -162,7 +107,7 @@ class Sabotage:
 def test_a_lost_process_costs_time_and_nothing_else(
     chat_model: Path, small_catalog: Path, finished: Path, tmp_path: Path, how: str
 ) -> None:
-    job = job_for(chat_model, small_catalog, tmp_path / "store")
+    job = job_for(chat_model, small_catalog, tmp_path / "store", shards={"stages": 2})
     setup = prepare(job)
     plans = prepare_store(job.store.url, identity=setup.identity, plan=setup.plan, job=setup.job.as_dict())
     units = {index: setup.unit(plans, index) for index in plans.units}
@@ -247,7 +192,7 @@ def test_a_store_of_another_job_is_refused_before_anything_starts(chat_model: Pa
 @pytest.mark.parametrize(
     ("shards", "complaint"),
     [
-        ({"gpus_per_shard": 1}, "1 replicas of 2 GPUs, the cluster has 0"),
+        ({"stages": 2, "gpus_per_shard": 1}, "1 replicas of 2 GPUs, the cluster has 0"),
         ({"accelerator": "H100"}, "shards.accelerator: no node of the cluster has a H100; it has no accelerators"),
     ],
     ids=["gpus", "accelerator"],
