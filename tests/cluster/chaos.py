@@ -13,14 +13,17 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+Struck = TypeVar("Struck", int, str)
 LOCAL = Path(__file__).parents[2] / "cluster" / "local"
 PATIENCE_S = 240.0
 """Without a single new marker; then the run hangs."""
+GIVE_UP_SOON = {"RAY_gcs_rpc_server_reconnect_timeout_s": "5"}
+"""For whoever has lost the head of the cluster; a minute otherwise."""
 
 
 @dataclass
@@ -38,10 +41,9 @@ class LocalCluster:
         self._await_node()
         self._call("stop")
 
-    def lose_a_node_and_add_one(self) -> None:
+    def lose_a_node_and_add_one(self, worker: str) -> None:
         """The new one is on its way when this comes back; the run does not wait for it either."""
-        self._await_node()
-        self._call("remove")
+        self._call("remove", worker)
         self._adding = subprocess.Popen([str(LOCAL), "add"], env=self._environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
     def _await_node(self) -> None:
@@ -60,18 +62,31 @@ class LocalCluster:
     def environment(self) -> dict[str, str]:
         token = (self.folder / "token").read_text().strip()
         # The last one keeps Ray from replacing loopback by the machine's own address, at which nobody listens.
-        return {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token, "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+        of_cluster = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token, "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+        return {**os.environ, **of_cluster, **GIVE_UP_SOON}
 
-    def replica_processes(self) -> list[int]:
-        """Process ids of the replicas on any of the nodes: children of a raylet in a node's process group."""
-        groups = {int(path.read_text()) for path in self.folder.glob("*.pid")}
+    def replica_processes(self, nodes: str = "*") -> list[int]:
+        """Process ids of the replicas on these nodes: children of a raylet in a node's process group."""
+        groups = {int(path.read_text()) for path in self.folder.glob(f"{nodes}.pid")}
         return sorted(pid for pid, command, parent in _processes() if command.startswith(b"ray::ReplicaActor") and _group(parent) in groups)
+
+    def workers_that_stand(self) -> list[str]:
+        """All nodes but the head. Waits for one that is on its way."""
+        self._await_node()
+        return sorted(path.stem for path in self.folder.glob("worker-*.pid"))
+
+    def replica_of(self, pid: int) -> int | None:
+        """The number of the replica in this process, by its log; None: it has said nothing yet."""
+        for path in self.folder.glob(f"*/session_*/logs/worker-*-{pid}.err"):
+            for line in path.read_text().splitlines():
+                if line.startswith("{"):
+                    return int(json.loads(line)["replica"])
+        return None
 
     @property
     def _environment(self) -> dict[str, str]:
-        """A node that has lost its head gives up soon, not after a minute."""
         environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-        return environment | {"PERSONA_RAY_LOCAL": str(self.folder), "RAY_gcs_rpc_server_reconnect_timeout_s": "5", "OMP_NUM_THREADS": "1"}
+        return environment | {"PERSONA_RAY_LOCAL": str(self.folder), "OMP_NUM_THREADS": "1"} | GIVE_UP_SOON
 
     def _call(self, *arguments: str) -> None:
         done = subprocess.run([str(LOCAL), *arguments], env=self._environment, check=False, capture_output=True, text=True, timeout=240)
@@ -99,10 +114,12 @@ def _group(pid: int) -> int | None:
 
 @dataclass(frozen=True)
 class Strike:
-    """What was done to the run, and the units that were under way then."""
+    """What was done to the run, and the units that were under way then on what was struck."""
 
     fault: str
     at_s: float
+    num_committed: int
+    """Units that were safe by then."""
     units: tuple[int, ...]
 
 
@@ -122,10 +139,10 @@ class Chaos:
     def run(self, faults: Sequence[str], units_between: int) -> None:
         """Strike with all faults, each when some units more are committed, and a random moment later; then let the run end."""
         begin_s = time.monotonic()
-        strike: Mapping[str, Callable[[], None]] = {
+        strike: Mapping[str, Callable[[], tuple[int, ...]]] = {
             "actor killed": lambda: self._signal_actor(signal.SIGKILL),
             "actor told to exit": lambda: self._signal_actor(signal.SIGTERM),
-            "node lost": self.cluster.lose_a_node_and_add_one,
+            "node lost": self._lose_node,
             "driver killed": self._kill_driver,
             "head killed": self._kill_head,
         }
@@ -133,30 +150,36 @@ class Chaos:
         for fault in faults:
             self._await(self._num_committed() + units_between, fault)
             time.sleep(self.dice.uniform(0.0, 0.4))
-            units = self.under_way()
-            strike[fault]()
-            self.strikes.append(Strike(fault, time.monotonic() - begin_s, units))
+            at_s, num_committed = time.monotonic() - begin_s, self._num_committed()
+            self.strikes.append(Strike(fault, at_s, num_committed, strike[fault]()))
         self._await(None, "the end")
 
-    def under_way(self) -> tuple[int, ...]:
-        """Units that some replica holds now, by the log."""
-        held: dict[tuple[int, int], int] = {}
+    def under_way(self) -> dict[int, set[int]]:
+        """Replica -> the units that it holds now, by the driver's log."""
+        held: dict[int, dict[int, int]] = {}
         for record in self._records():
-            lease = (record["driver"], record.get("lease", -1))
             if record["message"].startswith("lease") and " begins" in record["message"]:
-                held[lease] = record["unit"]
+                held.setdefault(record["replica"], {})[record["lease"]] = record["unit"]
             elif "lease" in record:
-                held.pop(lease, None)
-        latest = max((driver for driver, _ in held), default=0)
-        return tuple(sorted({unit for (driver, _), unit in held.items() if driver == latest} - self._committed()))
+                held.get(record["replica"], {}).pop(record["lease"], None)
+            elif "started again" in record["message"]:  # lost, or overdue
+                held.pop(record["replica"], None)
+        committed = self._committed()
+        return {replica: set(leases.values()) - committed for replica, leases in held.items()}
+
+    def _all_held(self) -> tuple[int, ...]:
+        return tuple(sorted(set().union(*self.under_way().values())))
+
+    def _held_by(self, processes: Iterable[int]) -> tuple[int, ...]:
+        held = self.under_way()
+        replicas = {self.cluster.replica_of(pid) for pid in processes} - {None}
+        return tuple(sorted(set().union(*(held.get(replica, set()) for replica in replicas))))
 
     def _records(self) -> list[dict[str, Any]]:
-        records = []
-        for number in range(self._num_drivers):
-            path = self.log.with_suffix(f".{number}")
-            lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-            records += [{**json.loads(line), "driver": number} for line in lines if line.endswith("\n")]
-        return records
+        """Of the driver that is there now; what a line has of it only in part is yet to come."""
+        path = self.log.with_suffix(f".{self._num_drivers - 1}")
+        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+        return [json.loads(line) for line in lines if line.endswith("\n")]
 
     def _await(self, num_committed: int | None, before: str) -> None:
         """Until so many units are committed, or the run has ended (None)."""
@@ -187,18 +210,33 @@ class Chaos:
         self._num_drivers += 1
         return False
 
-    def _signal_actor(self, number: signal.Signals) -> None:
-        processes = self.cluster.replica_processes()
-        assert processes, "units are committed, and no replica is to be found"
-        os.kill(self.dice.choice(processes), number)
+    def _signal_actor(self, number: signal.Signals) -> tuple[int, ...]:
+        held = {pid: self._held_by([pid]) for pid in self.cluster.replica_processes()}
+        assert held, "units are committed, and no replica is to be found"
+        pid = self._one_at_work(held)
+        os.kill(pid, number)
+        return held[pid]
 
-    def _kill_driver(self) -> None:
+    def _lose_node(self) -> tuple[int, ...]:
+        held = {worker: self._held_by(self.cluster.replica_processes(worker)) for worker in self.cluster.workers_that_stand()}
+        worker = self._one_at_work(held)
+        self.cluster.lose_a_node_and_add_one(worker)
+        return held[worker]
+
+    def _one_at_work(self, held: Mapping[Struck, tuple[int, ...]]) -> Struck:
+        """Any of those that hold units, if one does: to end what only loads, or idles, proves little."""
+        return self.dice.choice([struck for struck in held if held[struck]] or list(held))
+
+    def _kill_driver(self) -> tuple[int, ...]:
         assert self._driver is not None
+        units = self._all_held()
         self._driver.kill()
         self._driver.wait()
+        return units
 
-    def _kill_head(self) -> None:
+    def _kill_head(self) -> tuple[int, ...]:
         """The driver may notice by itself; whether it does or hangs on, the same command is started at the new cluster."""
+        units = self._all_held()
         self.cluster.kill_head()
         assert self._driver is not None
         try:
@@ -207,6 +245,7 @@ class Chaos:
             self._kill_driver()
         self.cluster.stop()
         self.cluster.start()
+        return units
 
     def end(self) -> None:
         """Nothing of it stays."""

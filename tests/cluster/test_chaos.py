@@ -16,7 +16,7 @@ from persona_ray import pipeline
 from persona_ray.store.reader import open_store
 from persona_ray.store.verify import verify
 from tests.cluster.chaos import Chaos, LocalCluster
-from tests.cluster.test_faults import QUIET, bits_of, job_for
+from tests.cluster.runs import QUIET, bits_of, job_for
 
 FEW = {"actor killed": 2, "actor told to exit": 1, "node lost": 1, "driver killed": 1}
 MANY = {"actor killed": 10, "actor told to exit": 10, "node lost": 5, "driver killed": 5, "head killed": 2}
@@ -56,7 +56,8 @@ def survive(model: Path, catalog: Path, tmp_path: Path, *, samples: int, faults:
     in_flight = sum(bool(strike.units) for strike in chaos.strikes)
     print(f"seed {seed}: {len(chaos.strikes)} faults, {in_flight} of them struck units under way")
     for strike in chaos.strikes:
-        print(f"{strike.at_s:7.1f} s  {strike.fault:18}  units {', '.join(map(str, strike.units)) or 'none'}")
+        units = ", ".join(map(str, strike.units)) or "none"
+        print(f"{strike.at_s:7.1f} s  {strike.num_committed:4} committed  {strike.fault:18}  units {units}")
     pipeline.run(job_for(model, catalog, peaceful, **sections), QUIET)
     assert len(chaos.strikes) == sum(faults.values())
     assert 2 * in_flight >= len(chaos.strikes)
@@ -69,10 +70,10 @@ def survive(model: Path, catalog: Path, tmp_path: Path, *, samples: int, faults:
 
 @pytest.mark.timeout(600)
 def test_a_few_faults_of_every_kind(chat_model: Path, small_catalog: Path, tmp_path: Path) -> None:
-    survive(chat_model, small_catalog, tmp_path, samples=12, faults=FEW, between=4)
+    survive(chat_model, small_catalog, tmp_path, samples=6, faults=FEW, between=4)
 
 
 @pytest.mark.long
 @pytest.mark.timeout(3000)
 def test_all_of_them_in_one_run(chat_model: Path, small_catalog: Path, tmp_path: Path) -> None:
-    survive(chat_model, small_catalog, tmp_path, samples=40, faults=MANY, between=3)
+    survive(chat_model, small_catalog, tmp_path, samples=14, faults=MANY, between=3)
