@@ -14,17 +14,25 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 # By environment, because only so the pins reach the build back-end, too.
 export PIP_CONSTRAINT = $(CURDIR)/constraints.txt
 
-.PHONY: quickstart test test-ceph test-laptop chaos check format install clean
+.PHONY: quickstart test test-faults test-ceph test-laptop chaos check format install clean
 
 quickstart: $(STAMP)
 	$(BIN)/persona-ray quickstart
 
+# Tests that start clusters of Ray come one by one. Others wait for servers and other processes most of the time: four fill two cores.
+SIDE_BY_SIDE := --numprocesses 4 --dist worksteal
+
 test: $(STAMP).dev
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "not long and not serial" $(SIDE_BY_SIDE)
+	$(BIN)/python -m pytest -m "serial and not long"
+
+# Minutes of faults and deaths on a store; by one client, because the other one's take as long again.
+test-faults: $(STAMP).dev
+	$(BIN)/python -m pytest tests/s3 -m "long and not ceph" -k "not fsspec" $(SIDE_BY_SIDE) $(PYTEST_ARGS)
 
 # The storage suites against Ceph's object gateway on loopback (needs root the first time, for the packages); nothing of it stays.
 test-ceph: $(STAMP).dev
-	infra/s3/with $(BIN)/python -m pytest tests/s3 -m "ceph and not long" $(PYTEST_ARGS)
+	infra/s3/with $(BIN)/python -m pytest tests/s3 -m "ceph and not long" $(SIDE_BY_SIDE) $(PYTEST_ARGS)
 
 # A laptop's commands from an environment that really has no torch, against a real head.
 test-laptop: $(STAMP).dev

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import uuid
 from pathlib import Path
 
@@ -11,6 +12,10 @@ from hypothesis import settings
 
 os.environ.update(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", HF_HUB_DISABLE_PROGRESS_BARS="1", RAY_USAGE_STATS_ENABLED="0")
 os.environ.setdefault("RAY_AUTH_TOKEN", uuid.uuid4().hex)  # else Ray leaves a token file in the home directory
+
+# Whoever is started in the background ignores Ctrl-C, and so would the programs that are tested, which inherit it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The machines are shared: a slow example says nothing about the code.
 settings.register_profile("shared-machine", deadline=None)

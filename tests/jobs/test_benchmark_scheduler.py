@@ -7,7 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.jobs.scripts import JOBS
+
+pytestmark = pytest.mark.serial
 
 
 def test_all_units_are_dispatched_and_the_numbers_told(tmp_path: Path) -> None:
