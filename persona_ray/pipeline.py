@@ -28,6 +28,7 @@ from persona_ray.judge.lexicon import LexiconJudge
 from persona_ray.judging import judge_store, judge_units
 from persona_ray.metrics import DRIVER, recorded_by
 from persona_ray.planning import Setup, expected_tokens, prepare, sampling_of
+from persona_ray.reduce.convergence import LookRule
 from persona_ray.reduce.vectors import Filter
 from persona_ray.reducing import Reduction, measure_certainty, reduce_store, require_exact_layers
 from persona_ray.rollouts.transcript import Transcriber
@@ -41,7 +42,7 @@ from persona_ray.shards.prices import required_price
 from persona_ray.spec import Certainty, GenerationRequest, Progress, ProgressCallback, Reduced, RunCounts, SteeringCheck
 from persona_ray.steer.check import MIN_QUESTIONS, Experiment, Request, check_steering
 from persona_ray.steer.edit import AddVector
-from persona_ray.stopping import NeverStops, PrefixAxis, StopWatch, stop_rule
+from persona_ray.stopping import AxisWatch, NeverStops, Onlooker, PrefixAxis, StopWatch, stop_rule
 from persona_ray.store.finish import finish_store
 from persona_ray.store.ledger import Ledger
 from persona_ray.store.plans import Plans
@@ -108,7 +109,7 @@ def run(job: Job, progress: Progress, *, address: str | None = None) -> Outcome:
         store = open_store(url)
         try:
             with clock("rollouts and activations"):
-                extracted = extract(setup, plans, replicas, progress, interruptions)
+                extracted = extract(setup, plans, replicas, progress, interruptions, watch_axis(setup, plans))
             with clock("judge"):
                 judge_store(setup.judge, store, progress)
             with clock("reduce"):
@@ -192,8 +193,15 @@ def load_model(setup: Setup, replicas: Replicas, progress: Progress) -> None:
         advance(len(setup.replica.stages))
 
 
-def extract(setup: Setup, plans: Plans, replicas: Replicas, progress: Progress, interruptions: Interruptions) -> Extracted:
-    """Every row of the job becomes a committed row of activations, or a refused one, as far as the job's limits go."""
+def extract(
+    setup: Setup,
+    plans: Plans,
+    replicas: Replicas,
+    progress: Progress,
+    interruptions: Interruptions,
+    watching: AbstractContextManager[AxisWatch] = nullcontext(NeverStops()),  # noqa: B008 - it holds nothing
+) -> Extracted:
+    """Every row of the job becomes a committed row of activations, or a refused one, as far as the job's limits and its axis go."""
     limits, began = setup.job.limits, time.monotonic()
     price = 0.0 if limits.money is None else required_price(setup.job)
     missing = setup.units_to_do(plans)
@@ -215,7 +223,7 @@ def extract(setup: Setup, plans: Plans, replicas: Replicas, progress: Progress, 
     with (
         progress.phase("rollouts and activations", total, "rollouts", done) as advance,
         interruptions.drained(),
-        watch_axis(setup, plans) as axis,
+        watching as axis,
         keep_moments(setup),
     ):
         driver = Driver(
@@ -273,28 +281,26 @@ def require_captured_layers(setup: Setup) -> None:
         raise InputError(f"reduce.stop.layers: {absent} are not among the captured layers {list(setup.layers)}")
 
 
-def watch_axis(setup: Setup, plans: Plans) -> AbstractContextManager[StopWatch | NeverStops]:
-    """Follows the axis while the store fills, if the job wants to end when it holds still."""
+def watch_axis(setup: Setup, plans: Plans) -> AbstractContextManager[AxisWatch]:
+    """Follows the axis while the store fills: for whoever watches, and to end when it holds still, if the job wants that."""
     config = setup.job.reduce.stop
-    if config is None:
-        return nullcontext(NeverStops())
     if setup.adds_layers(plans):
-        log.warning("reduce.stop is left out: more layers are added to rows that are there, and each of them is wanted")
+        if config is not None:
+            log.warning("reduce.stop is left out: more layers are added to rows that are there, and each of them is wanted")
         return nullcontext(NeverStops())
     store = open_store(setup.job.store.url)
     reduction = reduction_of(setup)
-    return StopWatch(
-        PrefixAxis(
-            store=store,
-            order=setup.units(plans),
-            archetypes=setup.plan.archetypes,
-            keep=Filter(setup.job.reduce.min_score if reduction.judge_name else None, setup.job.reduce.min_count),
-            judge_name=reduction.judge_name,
-            judge=partial(judge_units, setup.judge, store),
-            layers=config.layers or (setup.layers[len(setup.layers) // 2],),
-            rule=stop_rule(config),
-        )
+    prefix = PrefixAxis(
+        store=store,
+        order=setup.units(plans),
+        archetypes=setup.plan.archetypes,
+        keep=Filter(setup.job.reduce.min_score if reduction.judge_name else None, setup.job.reduce.min_count),
+        judge_name=reduction.judge_name,
+        judge=partial(judge_units, setup.judge, store),
+        layers=(config and config.layers) or (setup.layers[len(setup.layers) // 2],),
+        rule=LookRule(setup.job.reduce.min_count) if config is None else stop_rule(config),
     )
+    return Onlooker(prefix) if config is None else StopWatch(prefix)
 
 
 def keep_moments(setup: Setup) -> KeepingUp:

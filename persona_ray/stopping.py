@@ -1,4 +1,4 @@
-"""A run that ends when its axis no longer moves: follows the store while it fills, and says when that is enough.
+"""The axis while a run goes on: follows the store as it fills, shows how far it has come and, where that is asked for, when it is enough.
 
 Looks only at the longest complete prefix of the work order, which is a valid smaller experiment whatever else is committed.
 """
@@ -12,13 +12,13 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from itertools import takewhile
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
 import numpy as np
 
 from persona_ray.config import StopConfig
 from persona_ray.following import Follower
-from persona_ray.reduce.convergence import BatchMeans, Look, StopRule
+from persona_ray.reduce.convergence import BatchMeans, Look, LookRule, StopRule
 from persona_ray.reduce.vectors import Filter
 from persona_ray.reduce.weightings import DEFAULT
 from persona_ray.spec import ScoredRows
@@ -28,11 +28,14 @@ from persona_ray.store.reader import StoreReader
 log = logging.getLogger(__name__)
 
 LOOK_EVERY_S = 2.0
+"""Where the run ends by what is seen: what is begun meanwhile is begun for nothing."""
+ONLOOK_EVERY_S = 20.0
+"""Where it is only shown."""
 
 
 @dataclass(slots=True)
 class PrefixAxis:
-    """The axis of a growing prefix, at the layers of the rule. Every unit is read once."""
+    """The axis of a growing prefix, at some layers. Every unit is read once; at 276 archetypes and 8,192 dims a layer takes 0.3 GB."""
 
     store: StoreReader
     order: Sequence[int]
@@ -44,7 +47,7 @@ class PrefixAxis:
     judge: Callable[[Sequence[int]], None]
     """Gives committed units their scores, if they lack them."""
     layers: tuple[int, ...]
-    rule: StopRule
+    rule: LookRule
     num_units: int = field(default=0, init=False)
     """Of the prefix, so far."""
     _group_of: dict[int, int] = field(default_factory=dict, init=False)
@@ -77,7 +80,8 @@ class PrefixAxis:
             if self.rule.is_due(number):
                 look = self._batches.look(self.keep.min_count)
                 has_held = self.rule.take(look, number)
-                log.info("axis after %d rows per archetype: %s", number, _in_words(look))
+                level = logging.INFO if isinstance(self.rule, StopRule) else logging.DEBUG
+                log.log(level, "axis after %d rows per archetype: %s", number, _in_words(look))
                 if look is not None:
                     write_look(self.store.url, number, self.layers, look.cosine_L.tolist())
                 if has_held and look is not None:
@@ -96,6 +100,7 @@ class PrefixAxis:
         self._batches.add(group_R[counts_R], ordinal_R[counts_R], rows.activations_RLD[counts_R])
 
     def _reason(self, look: Look, number: int) -> str:
+        assert isinstance(self.rule, StopRule), "nothing else holds"
         at = ", ".join(map(str, self.layers))
         return (
             f"reduce.stop: the axis at layer {at} has held still for {self.rule.num_held} looks, and is expected to have a cosine of "
@@ -104,10 +109,42 @@ class PrefixAxis:
         )
 
 
+class AxisWatch(Protocol):
+    """Whoever follows the axis of a run."""
+
+    @property
+    def reason(self) -> str | None:
+        """Why nothing new is to be begun."""
+        ...
+
+
 class NeverStops:
-    """In place of a `StopWatch` where the job has no rule."""
+    """Nobody: nothing is looked at."""
 
     reason: str | None = None
+
+
+class Onlooker(AbstractContextManager["Onlooker"]):
+    """Advances a `PrefixAxis` in a thread of its own while the block lasts, for whoever watches the run. What fails here ends nothing."""
+
+    reason: str | None = None
+
+    def __init__(self, prefix: PrefixAxis, every_s: float = ONLOOK_EVERY_S) -> None:
+        self._prefix = prefix
+        self._follower = Follower("axis so far", self._look, every_s)
+
+    def _look(self) -> bool:
+        self._prefix.advance()
+        return False
+
+    def __enter__(self) -> Self:
+        self._follower.__enter__()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._follower.__exit__(kind, error, trace)
+        if self._follower.error is not None:
+            log.warning("the axis so far could not be looked at to the end (%s); nothing else follows from it", self._follower.error)
 
 
 class StopWatch(AbstractContextManager["StopWatch"]):

@@ -101,19 +101,30 @@ class Look:
 
 
 @dataclass(slots=True)
-class StopRule:
-    """Holds still when at `patience` looks in a row both cosines reached `cosine` at every layer: with the past, and the expected one."""
+class LookRule:
+    """When to look at the axis: with `min_per_archetype` rows at first, and whenever there is enough more to see. Ends nothing."""
 
-    cosine: float
-    patience: int
     min_per_archetype: int
-    num_held: int = field(default=0, init=False)
-    _last: Look | None = field(default=None, init=False)
     _looked_at: int = field(default=0, init=False)
 
     def is_due(self, rows_per_archetype: int) -> bool:
         """Whether there is enough more to see than at the last look."""
         return rows_per_archetype >= max(self.min_per_archetype, GROWTH * self._looked_at)
+
+    def take(self, look: Look | None, rows_per_archetype: int) -> bool:  # noqa: ARG002
+        """What was seen; True once that is enough, which is never."""
+        self._looked_at = rows_per_archetype
+        return False
+
+
+@dataclass(slots=True)
+class StopRule(LookRule):
+    """Holds still when at `patience` looks in a row both cosines reached `cosine` at every layer: with the past, and the expected one."""
+
+    cosine: float
+    patience: int
+    num_held: int = field(default=0, init=False)
+    _last: Look | None = field(default=None, init=False)
 
     def take(self, look: Look | None, rows_per_archetype: int) -> bool:
         """What was seen; True once the axis has held still for long enough."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -30,7 +31,7 @@ def test_rows_lie_as_far_from_their_mean_as_was_said(job: ModuleType) -> None:
 def test_close_rows_end_a_run_early_and_far_ones_never(job: ModuleType) -> None:
     size = job.Size(archetypes=12, prompts=4, questions=50, width=64)
     rule = StopRule(cosine=0.999, patience=3, min_per_archetype=10)
-    close, far = (job.simulate(size, spread, StopRule(rule.cosine, rule.patience, rule.min_per_archetype)) for spread in (0.2, 3.0))
+    close, far = (job.simulate(size, spread, replace(rule)) for spread in (0.2, 3.0))
     assert close.share_of_plan < 0.5
     assert close.cosine_with_full_plan >= 0.998
     assert far.share_of_plan == 1
