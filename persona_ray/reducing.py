@@ -22,7 +22,7 @@ from persona_ray.reduce.tasks import free_gpus, on_cluster
 from persona_ray.reduce.uncertainty import certainty_of
 from persona_ray.reduce.weightings import MIN_QUESTIONS, Weightings, counted_rows
 from persona_ray.spec import Certainty, Progress, ProgressCallback, Reduced, RunCounts
-from persona_ray.store.certainty import read_certainty, write_certainty
+from persona_ray.store.certainty import no_certainty, read_certainty, write_certainty, write_no_certainty
 from persona_ray.store.reader import StoredRows, StoreReader, open_store
 from persona_ray.store.reduced import publish_reduced, write_reduced
 from persona_ray.store.snapshot import Snapshot
@@ -103,8 +103,12 @@ def is_reduced(store: StoreReader, reduction: Reduction) -> bool:
     """Whether all of it is there already, so that no cluster is needed."""
     at = store.snapshot()
     name = space_name(at.digest, reduction.judge_name, reduction.layers, reduction.config, _partly(store, reduction, at))
-    has_certainty = not reduction.config.bootstrap or read_certainty(store.url, name) is not None
-    return has_certainty and store.reduced_or_none(name) is not None
+    return store.reduced_or_none(name) is not None and _knows_certainty(store.url, name, reduction)
+
+
+def _knows_certainty(url: str, name: str, reduction: Reduction) -> bool:
+    """Whether error bars are there, are not wanted, or cannot be had."""
+    return not reduction.config.bootstrap or read_certainty(url, name) is not None or no_certainty(url, name) is not None
 
 
 def _partly(store: StoreReader, reduction: Reduction, at: Snapshot) -> Partly:
@@ -176,27 +180,32 @@ def _refusals(counts: RunCounts) -> str:
 
 
 def measure_certainty(store: StoreReader, reduction: Reduction, reduced: Reduced, progress: Progress) -> Certainty | None:
-    """How sure the axis is at its best layer; None without `reduce.bootstrap`, or with rows of one question only."""
-    found = read_certainty(store.url, reduced.name)
-    if found is not None or not reduction.config.bootstrap:
-        return found
+    """How sure the axis is at its best layer; None without `reduce.bootstrap`, or with rows of too few questions."""
+    if _knows_certainty(store.url, reduced.name, reduction):
+        return read_certainty(store.url, reduced.name)
     layer = reduced.attributes["best_layer"]
     view = open_store(store.url, at=reduced.attributes["ledger_digest"])
     rows = view.rows(reduced.layers)
     counted = counted_rows(reduced, rows.rollout_N, rows.columns, rows.scores(reduction.judge_name) if reduction.judge_name else None)
     if counted.num_questions < MIN_QUESTIONS:
-        log.warning("no error bars: the rows that count answer one question only")
-        return None
+        return _no_certainty(store.url, reduced.name, "the rows that count answer one question only")
     weightings = Weightings.of(counted, reduction.config.bootstrap, reduction.seed)
     axes, positions = _replicates(
         StoredRows(store.url, reduction.judge_name, (layer,), reduced.layers), view.units(reduced.layers), weightings, progress
     )
     certainty = certainty_of(axes, positions, weightings, layer=layer, names=reduced.archetypes, confidence=CONFIDENCE)
     if certainty is None:
-        log.warning("no error bars: too few of the bootstrap's replicates have an axis; the rows that count answer too few questions")
-    else:
-        write_certainty(store.url, reduced.name, certainty)
+        why = "too few of the bootstrap's replicates have an axis; the rows that count answer too few questions"
+        return _no_certainty(store.url, reduced.name, why)
+    write_certainty(store.url, reduced.name, certainty)
     return certainty
+
+
+def _no_certainty(url: str, name: str, why: str) -> Certainty | None:
+    """None, for a reason that is told and kept: it is not tried again."""
+    log.warning("no error bars: %s", why)
+    write_no_certainty(url, name, why)
+    return None
 
 
 def _replicates(

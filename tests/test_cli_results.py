@@ -21,7 +21,7 @@ from persona_ray.reduce.merging import in_process
 from persona_ray.reduce.moments import Moments
 from persona_ray.reduce.pca import principal_components
 from persona_ray.reduce.tally import Tally
-from persona_ray.reducing import is_reduced, reduce_store, reduction_of_store, with_gpus
+from persona_ray.reducing import is_reduced, measure_certainty, reduce_store, reduction_of_store, with_gpus
 from persona_ray.scheduler.driver import cluster
 from persona_ray.spec import Judgement
 from persona_ray.store.checkpoint import checkpoint_arrays, checkpoints
@@ -82,7 +82,7 @@ def test_judged_and_reduced_without_a_model(capsys: pytest.CaptureFixture[str], 
     assert document(capsys, "axis", store.url)["layers"] == first["layers"]
 
 
-def test_components_of_single_rollouts_incremental_and_exact(store: StoreReader) -> None:
+def test_components_of_single_rollouts_incremental_and_exact(store: StoreReader, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     rows_NLD = np.concatenate([rows.activations_RLD for rows in store.scored_rows(sorted(store.ledger.committed()), None)])
     with cluster(None):
         few, exact, none = (
@@ -103,6 +103,14 @@ def test_components_of_single_rollouts_incremental_and_exact(store: StoreReader)
             assert not is_reduced(store, reduction)
             names.append(reduce_store(store, reduction, QUIET).name)
             assert is_reduced(store, reduction)
+        # Error bars that cannot be had are not tried again.
+        one_question = open_store(Toy(rows=3).fill(tmp_path / "one-question"))
+        reduction = reduction_of_store(one_question, ["reduce.min_count=1", "reduce.bootstrap=20"])
+        reduced = reduce_store(one_question, reduction, QUIET)
+        assert not is_reduced(one_question, reduction)
+        assert measure_certainty(one_question, reduction, reduced, QUIET) is None
+        assert is_reduced(one_question, reduction)
+    assert "no error bars: the rows that count answer one question only" in caplog.text
     part, whole = map(store.reduced, names)
     assert (part.attributes["units_without_scores"], whole.attributes["units_without_scores"]) == (4, 0)
     assert part.role_count_A.tolist() < whole.role_count_A.tolist() == [12, 12, 12]

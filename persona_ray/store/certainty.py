@@ -11,6 +11,8 @@ from persona_ray.spec import Certainty
 from persona_ray.store.reduced import read_note, write_note
 
 NOTE = "certainty"
+NONE = "none"
+"""Key of the reason, in a note that says that there are none."""
 _CERTAINTY = TypeAdapter(Certainty)
 
 
@@ -19,10 +21,21 @@ def write_certainty(url: str, name: str, certainty: Certainty) -> None:
     write_note(url, name, NOTE, asdict(certainty))
 
 
-def read_certainty(url: str, name: str) -> Certainty | None:
-    """That of result `name`, or None if it was not measured. Raises IntegrityError if it is damaged."""
+def write_no_certainty(url: str, name: str, reason: str) -> None:
+    """Keep beside result `name` why nobody can tell how sure it is, so that it is not tried again."""
+    write_note(url, name, NOTE, {NONE: reason})
+
+
+def no_certainty(url: str, name: str) -> str | None:
+    """Why it was tried in vain for result `name`; None if it was not."""
     note = read_note(url, name, NOTE)
-    if note is None:
+    return None if note is None or NONE not in note else str(note[NONE])
+
+
+def read_certainty(url: str, name: str) -> Certainty | None:
+    """That of result `name`, or None if there is none. Raises IntegrityError if it is damaged."""
+    note = read_note(url, name, NOTE)
+    if note is None or NONE in note:
         return None
     try:
         return _CERTAINTY.validate_python(note)
