@@ -31,6 +31,8 @@ LOOK_EVERY_S = 2.0
 """Where the run ends by what is seen: what is begun meanwhile is begun for nothing."""
 ONLOOK_EVERY_S = 20.0
 """Where it is only shown."""
+UNITS_AT_ONCE = 32
+"""That are judged and read before it is asked whether that is still wanted: a run that is resumed finds thousands of them."""
 
 
 @dataclass(slots=True)
@@ -67,14 +69,21 @@ class PrefixAxis:
         """Of the archetype that has the fewest in the prefix; one whose every row was refused does not count."""
         return min((self._num_stored[code] for code in self._group_of if self._num_stored[code]), default=0)
 
-    def advance(self) -> str | None:
-        """Take in what the prefix has gained; why the run can end, once it can."""
+    def advance(self, is_over: Callable[[], bool] = lambda: False) -> str | None:
+        """Take in what the prefix has gained, until `is_over`; why the run can end, once it can."""
         committed = frozenset(self.store.units(self.layers))
         new = list(takewhile(committed.__contains__, self.order[self.num_units :]))
-        if not new:
-            return None
-        self.judge(new)
-        for rows in self.store.scored_rows(new, self.judge_name, self.layers):
+        for first in range(0, len(new), UNITS_AT_ONCE):
+            if is_over():
+                return None
+            reason = self._take(new[first : first + UNITS_AT_ONCE])
+            if reason is not None:
+                return reason
+        return None
+
+    def _take(self, units: Sequence[int]) -> str | None:
+        self.judge(units)
+        for rows in self.store.scored_rows(units, self.judge_name, self.layers):
             self._add(rows)
             number = self.rows_per_archetype
             if self.rule.is_due(number):
@@ -86,7 +95,7 @@ class PrefixAxis:
                     write_look(self.store.url, number, self.layers, look.cosine_L.tolist())
                 if has_held and look is not None:
                     return self._reason(look, number)
-        self.num_units += len(new)
+        self.num_units += len(units)
         return None
 
     def _add(self, rows: ScoredRows) -> None:
@@ -134,7 +143,7 @@ class Onlooker(AbstractContextManager["Onlooker"]):
         self._follower = Follower("axis so far", self._look, every_s)
 
     def _look(self) -> bool:
-        self._prefix.advance()
+        self._prefix.advance(self._follower.is_over)
         return False
 
     def __enter__(self) -> Self:

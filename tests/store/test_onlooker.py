@@ -20,11 +20,11 @@ from tests.store.conftest import Toy
 TOY = Toy(rows=96, unit_rows=4)
 
 
-def prefix_of(url: str, judge: Callable[[object], None] = lambda _: None) -> PrefixAxis:
+def prefix_of(url: str, toy: Toy = TOY, judge: Callable[[object], None] = lambda _: None) -> PrefixAxis:
     return PrefixAxis(
         store=open_store(url),
-        order=tuple(TOY.plan.units),
-        archetypes=TOY.archetypes,
+        order=tuple(toy.plan.units),
+        archetypes=toy.archetypes,
         keep=Filter(None, 2),
         judge_name=None,
         judge=judge,
@@ -68,8 +68,18 @@ def test_what_goes_wrong_with_looking_is_told_and_ends_nothing(tmp_path: Path, c
         asked.append(units)
         raise RetryableError("no judge answers")
 
-    with caplog.at_level(logging.WARNING), Onlooker(prefix_of(url, broken), every_s=0.01) as axis:
+    with caplog.at_level(logging.WARNING), Onlooker(prefix_of(url, judge=broken), every_s=0.01) as axis:
         until(lambda: bool(asked))
         assert axis.reason is None
     assert "the axis so far could not be looked at to the end (no judge answers)" in caplog.text
     assert looked_at(url) == 0
+
+
+def test_a_run_that_ends_does_not_wait_for_what_is_left_to_look_at(tmp_path: Path) -> None:
+    toy = Toy(rows=4 * 80, unit_rows=4)
+    prefix = prefix_of(toy.fill(tmp_path / "store"), toy)
+    answers = iter([False, True])
+    assert prefix.advance(lambda: next(answers)) is None
+    assert prefix.num_units == 32
+    assert prefix.advance() is None
+    assert prefix.num_units == 80
