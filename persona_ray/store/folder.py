@@ -100,7 +100,9 @@ class FolderBackend(Backend):
         with self._errors_in_words("the folder"):
             if not self.root.exists():
                 return None
-            return min((path.name for path in self.root.iterdir() if path.name != TEMPORARY_FOLDER), default=None)
+            names = sorted(path.name for path in self.root.iterdir() if path.name != TEMPORARY_FOLDER)
+            # A folder is no object: somebody may be about to put the first one into it.
+            return next((name for name in names if _holds_a_file(self.root / name)), None)
 
     def zarr_store(self) -> LocalStore:  # noqa: D102
         return LocalStore(self.root, read_only=True)
@@ -159,6 +161,11 @@ class FolderBackend(Backend):
             raise InputError(
                 f"{self.url}: no usable folder for a store ({what}: {reason}); give one that can be read and written"
             ) from error
+
+
+def _holds_a_file(path: Path) -> bool:
+    """Whether it is one, or one is somewhere below."""
+    return not path.is_dir() or any(not inner.is_dir() for inner in path.rglob("*"))
 
 
 def _link(source: Path, target: Path) -> bool:

@@ -114,9 +114,8 @@ def _with_layers(backend: Backend, layers: Sequence[int] | None, job: Mapping[st
 
 def _preview(backend: Backend, identity: Identity, plan: Plan, layers: Sequence[int] | None) -> Plans:
     _check_plan(identity, plan)
-    plans = find_plans(backend)
+    plans = _plans_or_empty(backend)
     if plans is None:
-        require_empty(backend)
         return Plans((PlanFile.new(identity=identity, plan=plan, job={}),))
     further = further_plan(_checked(backend, plans, identity), plan)
     is_new_set = layers is not None and tuple(layers) not in plans.layer_sets
@@ -131,6 +130,20 @@ def _preview(backend: Backend, identity: Identity, plan: Plan, layers: Sequence[
         return Plans(plans.files, (*plans.further_layers, LayersFile.new(layers or (), {})))
     file = PlanFile.new(identity=identity, plan=further, job={}, chunk_units=plans.chunk_units)
     return Plans((*plans.files, file), plans.further_layers)
+
+
+def _plans_or_empty(backend: Backend) -> Plans | None:
+    """The plans of the store that is there; None if nothing is. Raises InputError if something else is there."""
+    plans = find_plans(backend)
+    if plans is not None:
+        return plans
+    try:
+        require_empty(backend)
+    except InputError:
+        plans = find_plans(backend)  # another run may have begun a store there at this very moment
+        if plans is None:
+            raise
+    return plans
 
 
 def _check_plan(identity: Identity, plan: Plan) -> None:

@@ -135,6 +135,27 @@ def test_a_folder_with_other_things_is_refused_and_left_alone(tmp_path: Path, to
     assert tree(tmp_path) == {"thesis.tex": b"precious"}
 
 
+def test_a_store_that_another_run_begins_at_this_moment_is_joined(tmp_path: Path, toy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the look for its plans and the look for anything else."""
+    url = str(tmp_path / "store")
+    look = FolderBackend.first_foreign_key
+
+    def look_later(backend: FolderBackend) -> str | None:
+        monkeypatch.undo()
+        toy.prepare(url)
+        return look(backend)
+
+    monkeypatch.setattr(FolderBackend, "first_foreign_key", look_later)
+    plans = prepare_store(url, identity=toy.identity(), plan=toy.plan, job={"name": "second"})
+    assert [file.job["name"] for file in plans.files] == ["toy"]
+
+
+def test_folders_without_files_are_an_empty_place(tmp_path: Path, toy: Any) -> None:
+    (tmp_path / "store" / "_plans" / "deeper").mkdir(parents=True)
+    toy.prepare(tmp_path / "store")
+    assert read_plans(FolderBackend(tmp_path / "store")).num_rows == toy.rows
+
+
 def test_refusals_leave_nothing_behind(tmp_path: Path, toy: Any) -> None:
     (tmp_path / "file").write_text("x")
     for url in (tmp_path / "file", tmp_path / "file" / "s", Path("/proc/persona-ray-store"), Path("/sys/persona-ray-store")):
