@@ -19,8 +19,9 @@ set -euo pipefail
 
 [ $# -ge 1 ] || { echo "cluster/slurm.sh: which job? sbatch cluster/slurm.sh jobs/NAME.yaml" >&2; exit 2; }
 
-first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-ip=$(srun --nodes=1 --ntasks=1 --nodelist="$first" hostname --ip-address | tr ' ' '\n' | grep -v : | head -n 1)
+# sed reads to the end: what writes to a head that has gone is ended by a signal, and this script with it.
+first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p)
+ip=$(srun --nodes=1 --ntasks=1 --nodelist="$first" hostname --ip-address | tr ' ' '\n' | grep -v : | sed -n 1p)
 port=$((20000 + SLURM_JOB_ID % 10000))
 # The token is this job's own; srun hands it to the other nodes with the environment.
 RAY_AUTH_TOKEN=$(od -An -N16 -tx1 /dev/urandom | tr -d ' \n')
