@@ -76,4 +76,4 @@ def test_a_few_faults_of_every_kind(chat_model: Path, small_catalog: Path, tmp_p
 @pytest.mark.long
 @pytest.mark.timeout(3000)
 def test_all_of_them_in_one_run(chat_model: Path, small_catalog: Path, tmp_path: Path) -> None:
-    survive(chat_model, small_catalog, tmp_path, samples=14, faults=MANY, between=3)
+    survive(chat_model, small_catalog, tmp_path, samples=18, faults=MANY, between=3)
