@@ -19,8 +19,8 @@ export PIP_CONSTRAINT = $(CURDIR)/constraints.txt
 quickstart: $(STAMP)
 	$(BIN)/persona-ray quickstart
 
-# Tests that start clusters of Ray come one by one. Others wait for servers and other processes most of the time: four fill two cores.
-SIDE_BY_SIDE := --numprocesses 4 --dist worksteal
+# Tests that start clusters of Ray come one by one. Others wait for servers and other processes most of the time: three fill two cores.
+SIDE_BY_SIDE := --numprocesses 3 --dist worksteal
 
 test: $(STAMP).dev
 	$(BIN)/python -m pytest -m "not long and not serial" $(SIDE_BY_SIDE)
