@@ -211,11 +211,19 @@ class Chaos:
         return False
 
     def _signal_actor(self, number: signal.Signals) -> tuple[int, ...]:
-        held = {pid: self._held_by([pid]) for pid in self.cluster.replica_processes()}
-        assert held, "units are committed, and no replica is to be found"
+        held = {pid: self._held_by([pid]) for pid in self._replica_processes()}
         pid = self._one_at_work(held)
         os.kill(pid, number)
         return held[pid]
+
+    def _replica_processes(self) -> list[int]:
+        """Of one replica at least: what was committed may be the last that the ones before did, and the next ones are on their way."""
+        deadline_s = time.monotonic() + PATIENCE_S
+        while not (found := self.cluster.replica_processes()):
+            assert not self._ended(), "the run ended, and there was an actor to be struck"
+            assert time.monotonic() < deadline_s, f"no replica for {PATIENCE_S:.0f} s"
+            time.sleep(0.05)
+        return found
 
     def _lose_node(self) -> tuple[int, ...]:
         held = {worker: self._held_by(self.cluster.replica_processes(worker)) for worker in self.cluster.workers_that_stand()}
