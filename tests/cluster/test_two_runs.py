@@ -32,10 +32,12 @@ def test_two_hundred_units_are_shared_and_hardly_any_is_computed_twice(chat_mode
     ends = [run.communicate(timeout=800) for run in runs]
     assert [run.returncode for run in runs] == [0, 0], [said for _, said in ends]
     told = [json.loads(out) for out, _ in ends]
-    done, double = [one["units_done"] for one in told], [one["units_double"] for one in told]
-    print(f"\n{done[0]} and {done[1]} of {NUM_UNITS} units, {sum(double)} of them by both ({sum(double) / NUM_UNITS:.1%})")
-    assert sum(done) - sum(double) == NUM_UNITS
-    assert min(done) > NUM_UNITS // 5
+    # What was left to do when each began, whoever did it then.
+    left, double = [one["units_done"] for one in told], [one["units_double"] for one in told]
+    print(
+        f"\n{left[0]} and {left[1]} of {NUM_UNITS} units were left to do, {sum(double)} were computed by both ({sum(double) / NUM_UNITS:.1%})"
+    )
+    assert min(left) > NUM_UNITS // 2, "they were at work at the same time"
     assert sum(double) <= NUM_UNITS // 10
     store = open_store(str(url))
     assert store.ledger.committed() == set(range(NUM_UNITS))
