@@ -34,9 +34,8 @@ def test_two_hundred_units_are_shared_and_hardly_any_is_computed_twice(chat_mode
     told = [json.loads(out) for out, _ in ends]
     # What was left to do when each began, whoever did it then.
     left, double = [one["units_done"] for one in told], [one["units_double"] for one in told]
-    print(
-        f"\n{left[0]} and {left[1]} of {NUM_UNITS} units were left to do, {sum(double)} were computed by both ({sum(double) / NUM_UNITS:.1%})"
-    )
+    share = f"{sum(double)} were computed by both ({sum(double) / NUM_UNITS:.1%})"
+    print(f"\n{left[0]} and {left[1]} of {NUM_UNITS} units were left to do, {share}")
     assert min(left) > NUM_UNITS // 2, "they were at work at the same time"
     assert sum(double) <= NUM_UNITS // 10
     store = open_store(str(url))
