@@ -10,16 +10,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import groupby
-from types import TracebackType
 from typing import Self
 
 from persona_ray.config import ReduceConfig
 from persona_ray.errors import NothingUsableError
-from persona_ray.following import Follower
+from persona_ray.following import Companion
 from persona_ray.reduce.blocks import layer_blocks
 from persona_ray.reduce.incremental import IncrementalPCA
 from persona_ray.reduce.merging import fold_all, merge_all
@@ -246,15 +244,15 @@ class _Growing:
             self._keep_tally()
 
 
-class KeepingUp(AbstractContextManager["KeepingUp"]):
+class KeepingUp(Companion):
     """Takes in what a run commits while it runs, in a thread of its own. What fails here is only not saved: it is done after the run."""
 
     def __init__(self, accumulation: Accumulation, judge: Callable[[Sequence[int]], None]) -> None:
         """`judge` gives committed units their scores, if they lack them."""
+        super().__init__("moments", LOOK_EVERY_S, "moments were not taken during the run (%s); they are taken now")
         self._accumulation = accumulation
         self._judge = judge
         self._num_legs = 0
-        self._follower = Follower("moments", self._look, LOOK_EVERY_S)
 
     def _look(self) -> bool:
         """True if there is nothing to be kept, ever."""
@@ -270,12 +268,3 @@ class KeepingUp(AbstractContextManager["KeepingUp"]):
             wanted.keep_up(units, at, self._follower.is_over)
             self._num_legs = num_whole
         return False
-
-    def __enter__(self) -> Self:
-        self._follower.__enter__()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._follower.__exit__(kind, error, trace)
-        if self._follower.error is not None:
-            log.warning("moments were not taken during the run (%s); they are taken now", self._follower.error)

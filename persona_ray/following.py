@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Self
+
+log = logging.getLogger(__name__)
 
 
 class Follower(AbstractContextManager["Follower"]):
@@ -37,3 +41,25 @@ class Follower(AbstractContextManager["Follower"]):
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._ended.set()
         self._thread.join()
+
+
+class Companion(ABC):
+    """Follows a run beside it while the block lasts. What fails here ends nothing: it is told when the block ends."""
+
+    def __init__(self, name: str, every_s: float, failure: str) -> None:
+        """`failure`: what is said then, with one %s for what went wrong."""
+        self._follower = Follower(name, self._look, every_s)
+        self._failure = failure
+
+    @abstractmethod
+    def _look(self) -> bool:
+        """True: seen enough."""
+
+    def __enter__(self) -> Self:
+        self._follower.__enter__()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._follower.__exit__(kind, error, trace)
+        if self._follower.error is not None:
+            log.warning(self._failure, self._follower.error)

@@ -17,7 +17,7 @@ from typing import Protocol, Self
 import numpy as np
 
 from persona_ray.config import StopConfig
-from persona_ray.following import Follower
+from persona_ray.following import Companion, Follower
 from persona_ray.reduce.convergence import BatchMeans, Look, LookRule, StopRule
 from persona_ray.reduce.vectors import Filter
 from persona_ray.reduce.weightings import DEFAULT
@@ -133,27 +133,18 @@ class NeverStops:
     reason: str | None = None
 
 
-class Onlooker(AbstractContextManager["Onlooker"]):
+class Onlooker(Companion):
     """Advances a `PrefixAxis` in a thread of its own while the block lasts, for whoever watches the run. What fails here ends nothing."""
 
     reason: str | None = None
 
     def __init__(self, prefix: PrefixAxis, every_s: float = ONLOOK_EVERY_S) -> None:
+        super().__init__("axis so far", every_s, "the axis so far could not be looked at to the end (%s); nothing else follows from it")
         self._prefix = prefix
-        self._follower = Follower("axis so far", self._look, every_s)
 
     def _look(self) -> bool:
         self._prefix.advance(self._follower.is_over)
         return False
-
-    def __enter__(self) -> Self:
-        self._follower.__enter__()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._follower.__exit__(kind, error, trace)
-        if self._follower.error is not None:
-            log.warning("the axis so far could not be looked at to the end (%s); nothing else follows from it", self._follower.error)
 
 
 class StopWatch(AbstractContextManager["StopWatch"]):
