@@ -22,7 +22,7 @@ from persona_ray.reduce.tasks import free_gpus, on_cluster
 from persona_ray.reduce.uncertainty import certainty_of
 from persona_ray.reduce.weightings import MIN_QUESTIONS, Weightings, counted_rows
 from persona_ray.spec import Certainty, Progress, ProgressCallback, Reduced, RunCounts
-from persona_ray.store.certainty import no_certainty, read_certainty, write_certainty, write_no_certainty
+from persona_ray.store.certainty import read_certainty, was_measured, write_certainty, write_no_certainty
 from persona_ray.store.reader import StoredRows, StoreReader, open_store
 from persona_ray.store.reduced import publish_reduced, write_reduced
 from persona_ray.store.snapshot import Snapshot
@@ -108,7 +108,7 @@ def is_reduced(store: StoreReader, reduction: Reduction) -> bool:
 
 def _knows_certainty(url: str, name: str, reduction: Reduction) -> bool:
     """Whether error bars are there, are not wanted, or cannot be had."""
-    return not reduction.config.bootstrap or read_certainty(url, name) is not None or no_certainty(url, name) is not None
+    return not reduction.config.bootstrap or was_measured(url, name)
 
 
 def _partly(store: StoreReader, reduction: Reduction, at: Snapshot) -> Partly:

@@ -26,10 +26,9 @@ def write_no_certainty(url: str, name: str, reason: str) -> None:
     write_note(url, name, NOTE, {NONE: reason})
 
 
-def no_certainty(url: str, name: str) -> str | None:
-    """Why it was tried in vain for result `name`; None if it was not."""
-    note = read_note(url, name, NOTE)
-    return None if note is None or NONE not in note else str(note[NONE])
+def was_measured(url: str, name: str) -> bool:
+    """Whether it is known how sure result `name` is, or why nobody can tell."""
+    return read_note(url, name, NOTE) is not None
 
 
 def read_certainty(url: str, name: str) -> Certainty | None:
